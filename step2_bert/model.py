@@ -1,0 +1,368 @@
+"""BERT from scratch: Devlin et al. 2018, arXiv:1810.04805 ("the paper"), on the encoder of
+"Attention is all you need", Vaswani et al. 2017, arXiv:1706.03762.
+
+Read from top to bottom: config, embeddings, attention, layer, encoder, the two pretraining heads,
+the two models. Letters in shapes: B sequences, T tokens, d = d_model, h heads, V = vocab_size,
+M masked positions in the whole batch.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from step2_bert.checkpoint import HuggingFaceFormat, read
+
+SIZES = {  # name: (n_layers, d_model, n_heads); base and large: section 3, the others: 1908.08962
+    "tiny": (2, 128, 2),
+    "mini": (4, 256, 4),
+    "small": (4, 512, 8),
+    "medium": (8, 512, 8),
+    "base": (12, 768, 12),
+    "large": (24, 1024, 16),
+}
+
+
+@dataclass
+class BertConfig:
+    vocab_size: int = 30522
+    d_model: int = 768
+    n_layers: int = 12
+    n_heads: int = 12
+    d_ff: int = 3072
+    max_seq_len: int = 512
+    n_segments: int = 2
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int | None = 0
+    initializer_range: float = 0.02
+    attention: str = "auto"  # explicit on the CPU, where it is faster; PyTorch's fused elsewhere
+
+    def __post_init__(self):
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
+        if self.attention not in ("auto", "explicit", "fused"):
+            raise ValueError(f"attention is {self.attention!r}, not auto, explicit or fused")
+
+    @classmethod
+    def named(cls, size: str, **overrides) -> "BertConfig":
+        """The config of a published size: tiny, mini, small, medium, base or large."""
+        if size not in SIZES:
+            raise ValueError(f"unknown BERT size {size!r}; known: {', '.join(SIZES)}")
+        n_layers, d_model, n_heads = SIZES[size]
+        shape = {"n_layers": n_layers, "d_model": d_model, "n_heads": n_heads, "d_ff": 4 * d_model}
+        return cls(**{**shape, **overrides})
+
+
+def drop(x: Tensor, p: float) -> Tensor:
+    """Inverted dropout: zero with probability p (to 1/65536), the rest scaled to keep the mean.
+
+    On the CPU, F.dropout spends more time on its random numbers than some layers on their matrix
+    products; 16 random bits an element, four elements a draw, are four times cheaper.
+    """
+    if p == 0.0:
+        return x
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(x, p)
+    threshold = round(p * 2**16)
+    bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    keep = bits.view(torch.int16)[: x.numel()].view(x.shape) >= threshold - 2**15
+    return x * keep.to(x.dtype).mul_(2**16 / (2**16 - threshold))
+
+
+class Dropout(nn.Module):
+    """`drop` in training, nothing in evaluation."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return drop(x, self.p) if self.training else x
+
+
+class Embeddings(nn.Module):
+    """Token + segment + position (figure 2 of the paper), then LayerNorm and dropout."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        d = config.d_model
+        self.token = nn.Embedding(config.vocab_size, d, padding_idx=config.pad_token_id)
+        self.segment = nn.Embedding(config.n_segments, d)
+        self.position = nn.Embedding(config.max_seq_len, d)
+        self.norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(
+        self, input_ids: Tensor, token_type_ids: Tensor | None, position_ids: Tensor | None
+    ) -> Tensor:
+        T, limit = input_ids.shape[1], self.position.num_embeddings
+        if position_ids is None and limit < T:
+            raise ValueError(f"a sequence of {T} tokens, but the model has only {limit} positions")
+        # Positions 0..T-1 are a slice: its gradient is a sum, far cheaper than a scatter.
+        position = self.position.weight[:T] if position_ids is None else self.position(position_ids)
+        segment = self.segment.weight[0] if token_type_ids is None else self.segment(token_type_ids)
+        x = self.norm(self.token(input_ids) + segment + position)
+        return self.dropout(x)  # (B, T, d)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention (1706.03762, section 3.2.2); Q, K and V come from one product."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.n_heads = config.n_heads
+        self.dropout = config.attention_dropout
+        self.kind = config.attention
+        self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
+        self.out = nn.Linear(config.d_model, config.d_model)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        B, T, d = x.shape
+        qkv = self.qkv(x).view(B, T, 3, self.n_heads, d // self.n_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, h, T, d/h)
+        p = self.dropout if self.training else 0.0
+        explicit = x.device.type == "cpu" if self.kind == "auto" else self.kind == "explicit"
+        attend = scaled_dot_product if explicit else F.scaled_dot_product_attention
+        heads = attend(q, k, v, mask, p).transpose(1, 2)  # (B, T, h, d/h)
+        return self.out(heads.reshape(B, T, d))
+
+
+def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) -> Tensor:
+    """Attention(Q, K, V) = softmax(Q K^T / sqrt(d_k)) V (1706.03762, equation 1)."""
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, h, T, T)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return drop(scores.softmax(-1), p) @ v  # (B, h, T, d/h)
+
+
+class FeedForward(nn.Module):
+    """FFN(x) = GELU(x W1 + b1) W2 + b2 (1706.03762, equation 2, with GELU for ReLU)."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.up = nn.Linear(config.d_model, config.d_ff)
+        self.down = nn.Linear(config.d_ff, config.d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x)))
+
+
+class Layer(nn.Module):
+    """Post-norm: x <- LayerNorm(x + Dropout(sublayer(x))) (1706.03762, section 3.1), twice."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.attention_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+        self.feed_forward = FeedForward(config)
+        self.feed_forward_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        x = self.attention_norm(x + self.dropout(self.attention(x, mask)))
+        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+
+
+class Bert(nn.Module):
+    """The encoder: embeddings and n_layers of Layer."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
+        self.pooler = nn.Linear(config.d_model, config.d_model)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """hidden (B, T, d) and pooled (B, d), from token and segment ids, both (B, T).
+
+        attention_mask is True (or 1) where a token may look: (B, T) for padding, the same for every
+        query, or (B, T, T), query by key, to keep documents that share a row apart.
+        """
+        mask = attention_mask
+        if mask is not None:
+            mask = mask.bool()[:, None] if mask.dim() == 3 else mask.bool()[:, None, None]
+            # (B, 1, T or 1, T): one for all heads
+        x = self.embeddings(input_ids, token_type_ids, position_ids)
+        for layer in self.layers:
+            x = layer(x, mask)
+        return x, torch.tanh(self.pooler(x[:, 0]))
+
+
+class MaskedLMHead(nn.Module):
+    """Hidden states to vocabulary scores. The decoder's matrix is the token embedding's (tied)."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.d_model, config.d_model)
+        self.norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def transform(self, hidden: Tensor) -> Tensor:
+        return self.norm(F.gelu(self.dense(hidden)))
+
+    def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
+        return F.linear(self.transform(hidden), embedding, self.bias)  # (..., d) -> (..., V)
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """sum_m -log softmax(x_m W^T + b)[label_m], and how many rows score their label best.
+
+    x (M, d), W (V, d), b (V,), labels (M,). Written out because the (M, V) scores are most of a
+    small BERT's work: one buffer, in the matrix product's own precision, is in turn the scores,
+    their exponentials and their gradient. A tie for the best score (bf16 has them) is half a hit.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor):
+        device = x.device.type
+        at_label = torch.arange(len(labels), device=x.device), labels
+        if torch.is_autocast_enabled(device):
+            x, weight, bias = (t.to(torch.get_autocast_dtype(device)) for t in (x, weight, bias))
+        with torch.autocast(device, enabled=False):
+            scores = torch.addmm(bias, x, weight.t())  # (M, V)
+            own = scores[at_label]  # (M,)
+            scores[at_label] = -math.inf
+            rival = scores.amax(-1)
+            best = torch.maximum(own, rival)
+            exp = scores.sub_(best[:, None]).exp_()  # 0 at the label
+            others = exp.sum(-1)
+            total = others.float() + (own - best).float().exp()
+            loss = (total.log() + (best - own)).sum()
+            hits = ((own > rival).float() + (own >= rival).float()).sum() / 2
+            # d loss / d score = softmax - onehot = exp / total, but at the label -others / total
+            exp[at_label] = -others
+        ctx.save_for_backward(x, weight, exp, total)
+        ctx.mark_non_differentiable(hits)
+        return loss, hits
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, _):
+        x, weight, grad_scores, total = ctx.saved_tensors
+        with torch.autocast(x.device.type, enabled=False):
+            scale = grad / total[:, None]  # (M, 1)
+            grad_x = (grad_scores @ weight) * scale
+            grad_weight = grad_scores.t() @ (x * scale).to(x.dtype)
+            grad_bias = grad_scores.t() @ scale.to(x.dtype)
+        return grad_x, grad_weight, grad_bias.squeeze(1), None
+
+
+class BertOutput(NamedTuple):
+    hidden: Tensor  # (B, T, d)
+    pooled: Tensor  # (B, d)
+    nsp_logits: Tensor  # (B, 2): 0 = B follows A, 1 = B is random
+    mlm_logits: Tensor | None = None  # (B, T, V)
+    mlm_loss_sum: Tensor | None = None
+    mlm_correct: Tensor | None = None
+    nsp_loss_sum: Tensor | None = None
+    nsp_correct: Tensor | None = None
+
+
+def init_weights(module: nn.Module, std: float) -> None:
+    """Normal(0, std) matrices and zero biases, as in the paper's released code."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=std)
+            if isinstance(part, nn.Linear):
+                nn.init.zeros_(part.bias)
+            elif part.padding_idx is not None:
+                nn.init.zeros_(part.weight[part.padding_idx])
+
+
+class BertForPreTraining(HuggingFaceFormat, nn.Module):
+    """BERT with both pretraining tasks: masked language model and next sentence prediction."""
+
+    config_class = BertConfig
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.config = config
+        self.bert = Bert(config)
+        self.mlm = MaskedLMHead(config)
+        self.nsp = nn.Linear(config.d_model, 2)
+        init_weights(self, config.initializer_range)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        position_ids: Tensor | None = None,
+        masked_positions: Tensor | None = None,
+        masked_labels: Tensor | None = None,
+        is_random_next: Tensor | None = None,
+    ) -> BertOutput:
+        """Scores at every position, or the loss path, which never builds (B, T, V).
+
+        masked_positions (M,), flat indices into B*T, and masked_labels (M,) ask for the summed
+        masked-LM loss and the hits there; is_random_next (B,), 0 or 1, for those of the second
+        task. The attention mask is described at `Bert`.
+        """
+        hidden, pooled = self.bert(input_ids, attention_mask, token_type_ids, position_ids)
+        out = BertOutput(hidden, pooled, self.nsp(pooled))
+        embedding = self.bert.embeddings.token.weight
+        if masked_positions is None:
+            out = out._replace(mlm_logits=self.mlm(hidden, embedding))
+        else:
+            masked = self.mlm.transform(hidden.flatten(0, 1)[masked_positions])  # (M, d)
+            loss, hits = LinearCrossEntropy.apply(masked, embedding, self.mlm.bias, masked_labels)
+            out = out._replace(mlm_loss_sum=loss, mlm_correct=hits)
+        if is_random_next is not None:
+            nsp = out.nsp_logits.float()
+            loss = F.cross_entropy(nsp, is_random_next, reduction="sum")
+            hits = (nsp.argmax(-1) == is_random_next).sum()
+            out = out._replace(nsp_loss_sum=loss, nsp_correct=hits)
+        return out
+
+
+class BertForSequenceClassification(HuggingFaceFormat, nn.Module):
+    """BERT with one linear layer on the pooled [CLS] state (section 4.1 of the paper)."""
+
+    config_class = BertConfig
+
+    def __init__(self, config: BertConfig, n_classes: int = 2):
+        super().__init__()
+        self.config, self.n_classes = config, n_classes
+        self.bert = Bert(config)
+        self.dropout = Dropout(config.dropout)
+        self.classifier = nn.Linear(config.d_model, n_classes)
+        init_weights(self, config.initializer_range)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        _, pooled = self.bert(input_ids, attention_mask, token_type_ids)
+        return self.classifier(self.dropout(pooled))  # (B, n_classes)
+
+    def hf_config(self) -> dict:
+        labels = [f"LABEL_{i}" for i in range(self.n_classes)]
+        label2id = {label: i for i, label in enumerate(labels)}
+        return {**super().hf_config(), "id2label": dict(enumerate(labels)), "label2id": label2id}
+
+    @classmethod
+    def extra_fields(cls, raw: dict) -> dict:
+        return {"n_classes": len(raw.get("id2label") or "01")}  # transformers omits its default, 2
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, n_classes: int):
+        """The encoder of any BERT checkpoint under a classifier that is always fresh."""
+        raw, state = read(directory)
+        raw["id2label"] = dict.fromkeys(range(n_classes))
+        encoder = {k: v for k, v in state.items() if not k.startswith("classifier.")}
+        return cls.build(raw, encoder, str(directory))

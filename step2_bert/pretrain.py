@@ -1,0 +1,164 @@
+"""Pretrain BERT: masked language model and next sentence prediction (arXiv:1810.04805).
+
+python step2_bert/pretrain.py                                  a tiny BERT, minutes on 2 cores
+python step2_bert/pretrain.py --data PREPARED --size mini      on data from prepare.py
+python step2_bert/pretrain.py --preset paper --plan h100       what BERT-base would cost
+accelerate launch --num_processes 8 step2_bert/pretrain.py --preset paper --data PREPARED
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from common import batching, cli, engine, runs
+from step2_bert import corpus, objective
+from step2_bert.baseline import HuggingFaceBert
+from step2_bert.budget import print_plan
+from step2_bert.model import BertConfig, BertForPreTraining
+from step2_bert.samples import Samples
+
+
+@dataclass
+class Config(engine.TrainConfig):
+    data: str = "sotu"
+    """A directory made by prepare.py; or a name, file or folder, which is then prepared first."""
+    size: Literal["tiny", "mini", "small", "medium", "base", "large"] = "tiny"
+    """Shape of the model: tiny 4 M parameters, mini 11 M, small 29 M, base 110 M, large 335 M."""
+    impl: Literal["scratch", "hf"] = "scratch"
+    """Our BERT, or the one of transformers."""
+    nsp: bool = True
+    """Train next sentence prediction too; --no-nsp is the masked language model alone."""
+    init_from: str = ""
+    """Start from the weights of this Hugging Face directory instead of random ones."""
+    dropout: float = 0.1
+    """Dropout of hidden states and attention; 0 is better where every sample is seen few times."""
+    max_seq_len: int = 128
+    """Longest sample in tokens, where the data is prepared here."""
+    vocab_size: int = 8192
+    """Size of the WordPiece vocabulary, where it is trained here."""
+    fraction: float = 1.0
+    """Share of the training samples to use."""
+    plan: str = ""
+    """Print parameters, FLOPs, memory, hours and cost on this device (h100, a100, ...) and stop."""
+    n_devices: int = 8
+    """Devices of the plan."""
+    utilisation: float = 0.4
+    """Share of peak FLOP/s that the plan assumes."""
+    price: float = 3.0
+    """Price of a device hour in the plan, in your currency."""
+    long_share: float = 0.0
+    """Share of the planned steps that a second run does at length 512."""
+
+
+PRESETS = {
+    "smoke": dict(max_steps=20, batch_size=32, micro_batch_size=32, vocab_size=1024, log_every=5),
+    "cpu": dict(max_minutes=8.0, batch_size=64, micro_batch_size=64, learning_rate=2e-3,
+                dropout=0.0),
+    "gpu": dict(size="mini", data="wikipedia", vocab_size=30522, max_minutes=24.0, batch_size=256,
+                micro_batch_size=256, learning_rate=1e-3, dropout=0.0),
+    "paper": dict(size="base", data="wikipedia", vocab_size=30522, max_steps=1_000_000,
+                  batch_size=256, micro_batch_size=32, learning_rate=1e-4, warmup=0.01,
+                  final=0.1, long_share=0.1),
+    "paper-10m": dict(size="base", data="wikipedia", vocab_size=30522, batch_size=256,
+                      max_steps=10_000_000 // 256, micro_batch_size=32, learning_rate=1e-4),
+}  # fmt: skip
+
+
+def main(config: Config) -> None:
+    if config.plan:
+        return print_plan(config)
+    accelerator = engine.accelerator(config)
+    main_process = accelerator.is_main_process
+    run = runs.Run.open(config, f"step2_bert/pretrain-{config.preset}", main=main_process)
+    if run.finished():
+        return
+
+    # Data: prepared samples, whose masks are drawn anew in every epoch; held-out masks are fixed
+    with accelerator.main_process_first():
+        folder = prepared_data(config)
+    train, heldout = Samples.open(folder, "train"), Samples.open(folder, "heldout")
+    chosen = train.fraction(config.fraction, config.seed)
+    lengths = train.lengths[chosen]
+    batches = batching.Batches(lengths, batch_size=config.batch_size, seed=config.seed)
+
+    def make_batch(rows, epoch):
+        drawing = dict(epoch=epoch, seed=config.seed)
+        return objective.batch_of(train, chosen[rows], nsp=config.nsp, **drawing)
+
+    def score(model):
+        return objective.heldout_scores(model, heldout, accelerator, nsp=config.nsp)
+
+    # Model
+    engine.seed_everything(config.seed)
+    kind = BertForPreTraining if config.impl == "scratch" else HuggingFaceBert
+    dropout = dict(dropout=config.dropout, attention_dropout=config.dropout)
+    if config.init_from:
+        start = kind.load(config.init_from)
+        objective.check_fit(start, train, config.init_from)
+        model = kind(replace(start.config, **dropout))
+        model.load_state_dict(start.state_dict())
+    else:
+        shape = dict(vocab_size=train.vocab_size, max_seq_len=max(512, train.max_seq_len))
+        model = kind(BertConfig.named(config.size, **shape, **dropout))
+
+    # Train
+    state = engine.train(
+        model,
+        config=config,
+        run=run,
+        accelerator=accelerator,
+        batches=batches,
+        make_batch=make_batch,
+        losses=objective.losses,
+        evaluate=score,
+        tokenizer=train.tokenizer_dir,
+    )
+
+    # Evaluate on the whole held-out split, in fp32, and save
+    metrics = objective.metrics(score(model))
+    if main_process:
+        model.save(run.path / "model", train.tokenizer_dir)
+        baseline = objective.baseline_metrics(train, heldout)
+        print(f"\n{objective.table(metrics, baseline, heldout)}\n")
+        print(f"model:  {run.path}/model\ncurves: {run.plot()}")
+        name = config.init_from or f"BERT-{config.size}"
+        run.result(
+            step="step2_bert",
+            script="pretrain",
+            system=name if config.impl == "scratch" else f"{name} of transformers",
+            preset=config.preset,
+            dataset=train.manifest["source"]["name"],
+            split="heldout",
+            metrics=metrics,
+            compare_to=[],
+            model={"name": name, "parameters": sum(p.numel() for p in model.parameters())},
+            tokens=state.tokens,
+            seconds=round(state.seconds, 1),
+            tokens_per_second=round(state.tokens / state.seconds),
+            precision=state.precision,
+            prepared=str(folder),
+            seeds=[config.seed],
+            config=cli.as_dict(config),
+        )
+
+
+def prepared_data(config: Config) -> Path:
+    """The directory `--data` names, prepared first unless it is one already."""
+    folder = Path(config.data)
+    if (folder / "manifest.json").exists():
+        return folder
+    options = corpus.PrepareOptions(
+        data=config.data,
+        vocab_size=config.vocab_size,
+        max_seq_len=config.max_seq_len,
+        nsp=config.nsp,
+        heldout_fraction=0.05,
+        max_documents=60 if config.preset == "smoke" else None,
+    )
+    task = "" if config.nsp else "-mlm"
+    name = f"prepared-{folder.stem}-{config.vocab_size}-{config.max_seq_len}{task}"
+    return corpus.prepare(options, Path("runs/step2_bert") / name).parent
+
+
+if __name__ == "__main__":
+    cli.run(main, Config, PRESETS)

@@ -1,0 +1,134 @@
+"""The rules of the house that no linter knows."""
+
+import ast
+import re
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = sorted(path.parent.name for path in ROOT.glob("step[0-9]_*/__init__.py"))
+# Text that belongs to one machine or one moment, and none that a reader could follow.
+FOREIGN = re.compile(
+    r"\.\./shared|/work/|/farm/|/root/|find_string"
+    r"|pypi\.org|pythonhosted|download\.pytorch|docker\.io"
+    r"|\bissues? #?\d|\bClaude\b|\bAnthropic\b|\bChatGPT\b|\bAI assistant"
+)
+ALLOWED = {".ci/run", "tests/test_repository.py"}
+
+
+def files():
+    """Files of the repository, committed or about to be."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+def modules(*folders):
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def is_script(path):
+    return re.search(r'^if __name__ == "__main__":', path.read_text(), re.M) is not None
+
+
+def name_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def imports(path):
+    """Full names of everything that a module imports, at its top or inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: steps import by full name"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_the_text_speaks_only_of_the_project():
+    found = []
+    for path in files():
+        name = str(path.relative_to(ROOT))
+        data = path.read_bytes()
+        if name in ALLOWED or b"\0" in data[:8192]:
+            continue
+        for number, line in enumerate(data.decode("utf-8").splitlines(), start=1):
+            if FOREIGN.search(line):
+                found.append(f"{name}:{number}: {line.strip()[:120]}")
+    assert not found, "\n".join(found)
+
+
+def test_nothing_imports_a_script():
+    scripts = {name_of(path) for path in modules(*STEPS) if is_script(path)}
+    for path in modules("common", *STEPS):
+        assert not imports(path) & scripts, f"{name_of(path)} imports a script"
+
+
+def test_imports_point_down():
+    for path in modules("common"):
+        tops = {name.split(".")[0] for name in imports(path)}
+        assert not tops & set(STEPS), f"{name_of(path)} imports a step"
+    for i, step in enumerate(STEPS):
+        for path in modules(step):
+            tops = {name.split(".")[0] for name in imports(path)}
+            assert not tops & set(STEPS[i + 1 :]), f"{name_of(path)} imports a later step"
+
+
+def test_every_step_is_known_to_the_import_linter():
+    settings = (ROOT / "pyproject.toml").read_text()
+    for step in STEPS:
+        assert f'"{step}"' in re.search(r"root_packages = \[(.*)\]", settings)[1], step
+
+
+def test_a_script_reads_in_one_look():
+    for path in modules(*STEPS):
+        if is_script(path):
+            lines = len(path.read_text().splitlines())
+            assert lines < 200, f"{name_of(path)} has {lines} lines"
+
+
+def code_lines(path):
+    """Lines that hold code: no blank line, comment or docstring."""
+    tree = ast.parse(path.read_text())
+    docs = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            docs |= set(range(node.lineno, node.end_lineno + 1))
+    lines = enumerate(path.read_text().splitlines(), start=1)
+    return sum(bool(t.strip()) and t.strip()[0] != "#" and n not in docs for n, t in lines)
+
+
+def test_common_stays_thin():
+    assert sum(map(code_lines, modules("common"))) < 1500
+
+
+def requirements():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    return [line for line in (line.split("#")[0].strip() for line in lines) if line]
+
+
+def test_requirements_are_exact_and_end_with_the_gym_itself():
+    *others, last = requirements()
+    assert last == "-e ."
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in others)
+
+
+def test_everything_imported_is_required():
+    required = {line.split("==")[0].replace("_", "-").lower() for line in requirements()}
+    owners = packages_distributions()
+    own = {"common", "tests", *STEPS}
+    for path in modules("common", *STEPS, "tests"):
+        tops = {name.split(".")[0] for name in imports(path)} - own - sys.stdlib_module_names
+        for top in tops:
+            names = {name.replace("_", "-").lower() for name in owners.get(top, [top])}
+            assert names & required, f"{name_of(path)} imports {top}: not in requirements.txt"
