@@ -134,22 +134,18 @@ def pack_rows(
     the mask does.
     """
     shape = (len(rows), max_seq_len)
-    input_ids, position_ids, document_ids = np.full(shape, pad_id), np.zeros(shape), np.zeros(shape)
+    input_ids = torch.full(shape, pad_id)
+    position_ids, document_ids = torch.zeros(2, *shape, dtype=torch.long)
     for r, row in enumerate(rows):
         at = 0
         for d, i in enumerate(row, start=1):
             n = len(samples[i])
-            input_ids[r, at : at + n] = samples[i]
-            position_ids[r, at : at + n] = np.arange(n)
+            input_ids[r, at : at + n] = torch.as_tensor(samples[i])
+            position_ids[r, at : at + n] = torch.arange(n)
             document_ids[r, at : at + n] = d
             at += n
-    packed = {
-        "input_ids": torch.from_numpy(input_ids).long(),
-        "position_ids": torch.from_numpy(position_ids).long(),
-        "document_ids": torch.from_numpy(document_ids).long(),
-    }
-    packed["attention_mask"] = document_mask(packed["document_ids"])
-    return packed
+    packed = {"input_ids": input_ids, "position_ids": position_ids, "document_ids": document_ids}
+    return packed | {"attention_mask": document_mask(document_ids)}
 
 
 def document_mask(document_ids: torch.Tensor) -> torch.Tensor:

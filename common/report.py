@@ -71,13 +71,9 @@ class Row:
     def cells(self) -> tuple[str, ...]:
         """The row in the order of COLUMNS; what all rows of a result share stands in the first."""
         v = self.result.values
-        of_result = [
-            f"{v['system']} on {v['dataset']} {v['split']}".strip(),
-            hardware(v["hardware"]),
-            duration(v["seconds"]),
-            v["command"],
-        ]
-        where, *run = of_result if self.first else [""] * 4
+        where = f"{v['system']} on {v['dataset']} {v['split']}".strip()
+        run = [hardware(v["hardware"]), duration(v["seconds"]), v["command"]]
+        where, *run = [where, *run] if self.first else [""] * 4
         return where, self.metric, "; ".join(self.reported) or "–", self.measured, self.n, *run
 
 
@@ -140,11 +136,10 @@ def load_all(root: Path, runs: Path | None = None) -> tuple[list[Row], list[Row]
     if runs and not runs.is_dir():
         raise UserError(f"{runs}: no such folder of runs")
     kept = sorted((root / "notes" / "results").glob("*.json"))
-    fresh = sorted(runs.rglob("result.json")) if runs else []
-    return (
-        build_rows([load_result(path, reported) for path in kept], reported),
-        build_rows([load_result(path, reported, fresh=True) for path in fresh], reported),
-    )
+    found = sorted(runs.rglob("result.json")) if runs else []
+    kept = [load_result(path, reported) for path in kept]
+    found = [load_result(path, reported, fresh=True) for path in found]
+    return build_rows(kept, reported), build_rows(found, reported)
 
 
 # -- rows ------------------------------------------------------------------------------------
@@ -157,17 +152,10 @@ def build_rows(results: Iterable[Result], reported: dict) -> list[Row]:
         compared = [reported[i] for i in result.values.get("compare_to") or []]
         for i, (name, metric) in enumerate(result.values["metrics"].items()):
             others = [other for other in compared if slug(other["metric"]) == name]
-            rows.append(
-                Row(
-                    result=result,
-                    metric=label(name, metric),
-                    reported=tuple(cited(other) for other in others),
-                    sources=tuple(f"{o['source_title']}, {o['source_locator']}" for o in others),
-                    measured=mean_and_sd(metric),
-                    n=str(metric.get("n") or 1),
-                    first=i == 0,
-                )
-            )
+            told = tuple(cited(other) for other in others)
+            sources = tuple(f"{o['source_title']}, {o['source_locator']}" for o in others)
+            measured = mean_and_sd(metric), str(metric.get("n") or 1)
+            rows.append(Row(result, label(name, metric), told, sources, *measured, first=i == 0))
     return rows
 
 

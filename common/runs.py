@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -106,7 +107,7 @@ class Run:
 
     def publish_checkpoint(self, unfinished: Path, step: int) -> Path:
         """Rename a fully written directory into place, then drop all but the newest two."""
-        sync_tree(unfinished)
+        sync(*unfinished.rglob("*"), unfinished)
         final = self.path / "checkpoints" / f"step-{step:08d}"
         if final.exists():
             shutil.rmtree(final)
@@ -144,12 +145,7 @@ class Run:
 
 
 def metric(
-    value: float,
-    *,
-    sd: float | None = None,
-    n: int = 1,
-    unit: str = "",
-    higher_is_better: bool = True,
+    value: float, *, sd: float | None = None, n: int = 1, unit: str = "", higher_is_better=True
 ) -> dict[str, Any]:
     """One entry of a result's `metrics`."""
     return {"value": value, "sd": sd, "n": n, "unit": unit, "higher_is_better": higher_is_better}
@@ -213,11 +209,8 @@ def hardware() -> dict[str, Any]:
 
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    named = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
+    return named[1].strip() if named else platform.processor() or platform.machine()
 
 
 def commit() -> str | None:
@@ -248,18 +241,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def sync(path: Path) -> None:
-    """Ask the disk to keep what was written to a file or directory."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sync_tree(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        sync(path)
+def sync(*paths: Path) -> None:
+    """Ask the disk to keep what was written to files or directories."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def progress(total: int | None, **options: Any):

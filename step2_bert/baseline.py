@@ -1,4 +1,4 @@
-"""The BERT of `transformers` behind our model's interface, to train beside ours on equal terms."""
+"""Rivals behind our model's interface: the BERT of `transformers`, and ours without its tricks."""
 
 import shutil
 from pathlib import Path
@@ -66,9 +66,11 @@ class HuggingFaceBert(nn.Module):
         return cls.of(BertForPreTraining.load(folder))
 
 
-class DenseBert(BertForPreTraining):
-    """Our BERT, scoring every position before the loss picks the masked ones: what is saved by not
-    doing so is the first rung of the speed ladder."""
+class MaskedBert(BertForPreTraining):
+    """Our BERT with the loss written the plain way: scores of the masked positions, then
+    `F.cross_entropy`."""
+
+    everywhere = False
 
     def forward(
         self,
@@ -81,18 +83,33 @@ class DenseBert(BertForPreTraining):
         is_random_next: torch.Tensor | None = None,
     ) -> BertOutput:
         """The loss path of `BertForPreTraining.forward`; shapes as there."""
-        out = super().forward(
-            input_ids, attention_mask, token_type_ids, is_random_next=is_random_next
-        )
-        scores = out.mlm_logits.flatten(0, 1)
-        labels = torch.full((len(scores),), -100, device=scores.device)
-        labels[masked_positions] = masked_labels
-        loss = F.cross_entropy(scores.float(), labels, ignore_index=-100, reduction="sum")
-        correct = (scores.argmax(-1) == labels).sum()
-        return out._replace(mlm_loss_sum=loss, mlm_correct=correct)
+        hidden, pooled = self.bert(input_ids, attention_mask, token_type_ids)
+        flat, embedding = hidden.flatten(0, 1), self.bert.embeddings.token.weight
+        if self.everywhere:
+            scores = self.mlm(flat, embedding).float()
+            labels = torch.full((len(scores),), -100, device=scores.device)
+            labels[masked_positions] = masked_labels
+        else:
+            scores, labels = self.mlm(flat[masked_positions], embedding).float(), masked_labels
+        sums = {
+            "mlm_loss_sum": F.cross_entropy(scores, labels, ignore_index=-100, reduction="sum"),
+            "mlm_correct": (scores.argmax(-1) == labels).sum(),
+        }
+        pairs = self.nsp(pooled).float()
+        if is_random_next is not None:
+            sums["nsp_loss_sum"] = F.cross_entropy(pairs, is_random_next, reduction="sum")
+            sums["nsp_correct"] = (pairs.argmax(-1) == is_random_next).sum()
+        return BertOutput(hidden, pooled, pairs, **sums)
 
     @classmethod
-    def of(cls, ours: BertForPreTraining) -> "DenseBert":
+    def of(cls, ours: BertForPreTraining) -> "MaskedBert":
+        """The same weights under this loss."""
         model = cls(ours.config)
         model.load_state_dict(ours.state_dict())
         return model
+
+
+class DenseBert(MaskedBert):
+    """The same, but scoring every position, of which the loss then ignores 85 %."""
+
+    everywhere = True

@@ -30,7 +30,7 @@ PRESETS = {"smoke": dict(steps=3, rounds=1), "cpu": {}, "gpu": dict(size="base",
 def main(config: clock.Config) -> None:
     systems = clock.LADDER if config.ladder else clock.SYSTEMS
     if config.system:
-        print(json.dumps(clock.measure(config, *systems[config.system])))
+        print(json.dumps(clock.measure(config, systems[config.system])))
         return
     run = runs.Run.open(config, f"step2_bert/benchmark-{config.size}")
     if run.finished():

@@ -11,30 +11,49 @@ import time
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from common import batching, cli, engine, optim, runs
+from step2_bert import model as bert
 from step2_bert import objective
-from step2_bert.baseline import DenseBert, HuggingFaceBert
+from step2_bert.baseline import DenseBert, HuggingFaceBert, MaskedBert
 from step2_bert.model import BertConfig, BertForPreTraining
 from step2_bert.samples import Samples
 
 WARM = 4  # steps before the clock starts
-SYSTEMS = {  # name: (kind of model or "trainer", settings of the engine, batches cut by length)
-    "trainer-fp32": ("trainer", dict(precision="fp32"), True),
-    "trainer-bf16": ("trainer", dict(precision="bf16"), True),
-    "ours": (BertForPreTraining, dict(precision="bf16"), True),
+
+
+@dataclass(frozen=True)
+class System:
+    """What is timed. The fields after `model` are the tricks that the ladder adds one by one."""
+
+    model: type[nn.Module] | None = BertForPreTraining  # None: transformers.Trainer
+    precision: str = "bf16"
+    attention: str = "auto"  # explicit on a CPU, fused on a GPU
+    own_dropout: bool = True
+    buckets: bool = True
+
+
+SYSTEMS = {
+    "trainer-fp32": System(None, "fp32"),
+    "trainer-bf16": System(None, "bf16"),
+    "ours": System(),
 }
 LADDER = {
-    "trainer-fp32": SYSTEMS["trainer-fp32"],
-    "transformers model, our loop": (HuggingFaceBert, dict(precision="fp32"), False),
-    "our model, all positions": (DenseBert, dict(precision="fp32"), False),
-    "+ masked positions only": (BertForPreTraining, dict(precision="fp32"), False),
-    "+ bf16": (BertForPreTraining, dict(precision="bf16"), False),
-    "+ length buckets (= ours)": (BertForPreTraining, dict(precision="bf16"), True),
-    "+ torch.compile": (BertForPreTraining, dict(precision="bf16", compile=True), True),
+    "trainer-fp32": System(None, "fp32"),
+    "transformers model, our loop": System(HuggingFaceBert, "fp32", buckets=False),
+    "our model, all positions": System(DenseBert, "fp32", "fused", False, False),
+    "+ masked positions only": System(MaskedBert, "fp32", "fused", False, False),
+    "+ bf16": System(MaskedBert, "bf16", "fused", False, False),
+    "+ loss in one with its product": System(BertForPreTraining, "bf16", "fused", False, False),
+    "+ attention written out": System(BertForPreTraining, "bf16", "auto", False, False),
+    "+ 16-bit dropout": System(BertForPreTraining, "bf16", "auto", True, False),
+    "+ length buckets (= ours)": System(),
 }
 
 
@@ -62,7 +81,7 @@ class Config(cli.RunConfig):
     """Run this one system in this process and print its JSON (used by the benchmark itself)."""
 
 
-def measure(config: Config, kind, settings: dict, bucket: bool) -> dict[str, Any]:
+def measure(config: Config, system: System) -> dict[str, Any]:
     """Train one system: per-step seconds, tokens and losses, and the process's peak memory (MB)."""
     samples = Samples.open(config.data, "train")
     to_target = config.target_loss is not None
@@ -80,16 +99,17 @@ def measure(config: Config, kind, settings: dict, bucket: bool) -> dict[str, Any
             eval_every=25,
             save_minutes=1e9,
             out=folder,
-            **settings,
+            precision=system.precision,
         )
         watch = Watch(config.target_loss, Samples.open(config.data, "heldout"))
         order = batching.Batches(samples.lengths, batch_size=config.batch_size, seed=config.seed)
-        model = initial(config, samples)
-        if kind == "trainer":
-            steps = _trainer(model, train, samples, order, watch)
-        else:
-            model = model if kind is BertForPreTraining else kind.of(model)
-            steps = _ours(model, train, samples, order, bucket, watch)
+        model = initial(config, samples, system.attention)
+        with patch.object(bert, "drop", bert.drop if system.own_dropout else F.dropout):
+            if system.model is None:
+                steps = _trainer(model, train, samples, order, watch)
+            else:
+                model = model if system.model is BertForPreTraining else system.model.of(model)
+                steps = _ours(model, train, samples, order, system.buckets, watch)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated() / 2**20
@@ -101,12 +121,14 @@ def measure(config: Config, kind, settings: dict, bucket: bool) -> dict[str, Any
     }
 
 
-def initial(config: Config, samples: Samples) -> BertForPreTraining:
+def initial(config: Config, samples: Samples, attention: str = "auto") -> BertForPreTraining:
     """The weights that all systems start from."""
     engine.seed_everything(config.seed)
     shape = dict(vocab_size=samples.vocab_size, max_seq_len=max(512, samples.max_seq_len))
     dropout = dict(dropout=config.dropout, attention_dropout=config.dropout)
-    return BertForPreTraining(BertConfig.named(config.size, **shape, **dropout))
+    return BertForPreTraining(
+        BertConfig.named(config.size, attention=attention, **shape, **dropout)
+    )
 
 
 class Watch:
@@ -125,13 +147,13 @@ class _Reached(Exception):
     pass
 
 
-def _ours(model, train, samples, order, bucket, watch) -> dict[str, list]:
-    """`engine.train` as every script uses it; without `bucket`, rows are padded to the maximum."""
+def _ours(model, train, samples, order, buckets, watch) -> dict[str, list]:
+    """`engine.train` as every script uses it; without `buckets`, rows are padded to the maximum."""
     run = runs.Run.open(train, "")
 
     def make_batch(rows, epoch):
         batch = samples.batch(rows, epoch=epoch)
-        return batch if bucket else pad(batch, samples.max_seq_len)
+        return batch if buckets else pad(batch, samples.max_seq_len)
 
     def evaluate(model):
         if watch.sees(model, sum(_steps(run)["seconds"])):

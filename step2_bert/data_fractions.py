@@ -15,9 +15,14 @@ from pathlib import Path
 
 from common import cli, runs
 from common.cli import UserError
-from common.runs import metric
 
 SCRIPTS = Path(__file__).resolve().parent
+TITLES = {
+    "mlm_loss": "MLM loss (nats)",
+    "mlm_accuracy": "MLM accuracy (%)",
+    "nsp_accuracy": "NSP accuracy (%)",
+    "accuracy": "downstream accuracy (%)",
+}
 
 
 @dataclass
@@ -41,7 +46,7 @@ class Config(cli.RunConfig):
 
 
 PRESETS = {
-    "smoke": dict(fractions=(0.5, 1.0), max_steps=10, downstream=""),
+    "smoke": dict(fractions=(0.5, 1.0), max_steps=10, batch_size=32, downstream="", seeds=1),
     "cpu": {},
     "gpu": dict(size="mini", max_steps=20000, batch_size=256, learning_rate=1e-3),
 }
@@ -54,78 +59,70 @@ def main(config: Config) -> None:
     if not (Path(config.data) / "manifest.json").exists():
         raise UserError(f"--data {config.data!r} is not a directory made by prepare.py")
 
+    # Train: keys are (steps or epochs, share), values the result.json of pretraining
     results, curves = {}, {"steps": {}, "epochs": {}}
     for share in config.fractions:
         for equal in ("steps", "epochs"):
             steps = config.max_steps if equal == "steps" else round(share * config.max_steps)
             folder = run.path / (f"{equal}-{share:g}" if share < 1 else "all")
-            if (equal, share) == ("epochs", 1.0):  # the whole data is the same run twice
+            if (equal, share) == ("epochs", 1.0):  # of the whole data both are the same run
                 results[equal, share] = results["steps", share]
-                curves[equal][f"{share:.0%}"] = curves["steps"][f"{share:.0%}"]
-                continue
-            results[equal, share] = pretrain(config, share, steps, folder)
-            curves[equal][f"{share:.0%}"] = runs.Run(folder).metrics()
+            else:
+                results[equal, share] = pretrain(config, share, max(1, steps), folder)
+            events = runs.Run(folder).metrics()
+            curves[equal][f"{share:.0%}"] = [e for e in events if e["event"] == "eval"]
 
+    # Draw and print
     for equal, lines in curves.items():
-        runs.plot_curves(
-            lines,
-            run.path / f"curves-equal-{equal}.png",
-            x="step",
-            title=f"shares of the data, equal {equal}",
-        )
-    plot(results, run.path / "curves.png")
+        title = f"shares of the data, equal {equal}"
+        runs.plot_curves(lines, run.path / f"curves-equal-{equal}.png", x="step", title=title)
+    names = ("mlm_loss", "mlm_accuracy", "nsp_accuracy", "accuracy")
+    names = [n for n in names if all(n in found["metrics"] for found in results.values())]
+    plot(results, names, run.path / "curves.png")
+    titles = "".join(f"{TITLES[name]:>24}" for name in names)
+    print(f"\n{'held-out scores':16}{'share':>7}{titles}")
+    for (equal, share), found in sorted(results.items(), reverse=True):
+        values = "".join(f"{found['metrics'][name]['value']:24.3f}" for name in names)
+        print(f"{f'equal {equal}':16}{share:7.0%}{values}")
+    print(f"\ncurves: {run.path}/curves.png, curves-equal-steps.png, curves-equal-epochs.png")
 
-    metrics = {}
-    print(f"{'':10} {'share':>6} {'MLM loss':>9} {'MLM %':>7} {'NSP %':>7} {'downstream %':>14}")
-    for (equal, share), found in sorted(results.items()):
-        values = [
-            found.get(n, {}).get("value", float("nan"))
-            for n in ("mlm_loss", "mlm_accuracy", "nsp_accuracy", "accuracy")
-        ]
-        print(
-            f"equal {equal:6} {share:4.0%} {values[0]:9.3f} {values[1]:7.2f} {values[2]:7.2f} "
-            f"{values[3]:10.2f}"
-        )
-        for name, entry in found.items():
-            metrics[f"equal_{equal}/{share:g}/{name}"] = entry
+    whole = results["steps", max(config.fractions)]
+    distinct = {id(found): found for found in results.values()}.values()
     run.result(
         step="step2_bert",
         script="data_fractions",
         system=f"BERT-{config.size}",
         preset=config.preset,
-        dataset=Path(config.data).name,
+        dataset=whole["dataset"],
         split="heldout",
-        metrics=metrics,
-        compare_to=[],
-        model={
-            "name": config.size,
-            "parameters": results["steps", max(config.fractions)]["parameters"]["value"],
+        metrics={
+            f"{name}_equal_{equal}_{share:.0%}": found["metrics"][name]
+            for (equal, share), found in results.items()
+            for name in names
         },
-        tokens=sum(r["tokens"]["value"] for r in results.values()),
-        seconds=sum(r["seconds"]["value"] for r in results.values()),
-        tokens_per_second=None,
+        compare_to=[],
+        model=whole["model"],
+        tokens=sum(found["tokens"] for found in distinct),
+        seconds=round(sum(found["seconds"] for found in distinct), 1),
+        tokens_per_second=whole["tokens_per_second"],
         seeds=[config.seed],
         config=cli.as_dict(config),
     )
 
 
-def pretrain(config: Config, share: float, steps: int, folder: Path) -> dict[str, dict]:
-    """Metrics of one share after `steps`, and of its fine-tuning."""
-    training = start(
-        "pretrain.py", folder, data=config.data, size=config.size, fraction=share, max_steps=steps,
-        batch_size=config.batch_size, micro_batch_size=config.batch_size, dropout=0.0,
-        learning_rate=config.learning_rate, seed=config.seed, eval_every=max(1, steps // 10),
+def pretrain(config: Config, share: float, steps: int, folder: Path) -> dict:
+    """The result of one share after `steps`, the accuracy of its fine-tuning among its metrics."""
+    found = start(
+        "pretrain.py", folder, preset=config.preset, data=config.data, size=config.size,
+        fraction=share, max_steps=steps, batch_size=config.batch_size, dropout=0.0,
+        micro_batch_size=config.batch_size, learning_rate=config.learning_rate, seed=config.seed,
     )  # fmt: skip
-    found = dict(training["metrics"])
-    for name in ("tokens", "seconds"):
-        found[name] = metric(training[name])
-    found["parameters"] = metric(training["model"]["parameters"])
     if config.downstream:
         tuning = start(
-            "finetune_sentence.py", folder / "downstream", model=folder / "model",
-            data=config.downstream, seeds=config.seeds, seed=config.seed,
+            "finetune_sentence.py", folder / "downstream", preset=config.preset,
+            model=folder / "model", data=config.downstream, seeds=config.seeds, seed=config.seed,
         )  # fmt: skip
-        found["accuracy"] = tuning["metrics"]["accuracy"]
+        found["metrics"]["accuracy"] = tuning["metrics"]["accuracy"]
     return found
 
 
@@ -141,29 +138,21 @@ def start(script: str, folder: Path, **flags) -> dict:
     return json.loads((folder / "result.json").read_text())
 
 
-def plot(results: dict, path: Path) -> None:
-    """Held-out scores and downstream accuracy against the share of the data."""
+def plot(results: dict, names: list[str], path: Path) -> None:
+    """One panel for each of `names`: the score against the share of the data."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    names = ("mlm_loss", "mlm_accuracy", "nsp_accuracy", "accuracy")
-    names = [n for n in names if all(n in found for found in results.values())]
     figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.4), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         for equal in ("steps", "epochs"):
-            points = sorted((s, f[name]) for (e, s), f in results.items() if e == equal)
-            axis.errorbar(
-                [100 * s for s, _ in points],
-                [e["value"] for _, e in points],
-                yerr=[e["sd"] or 0 for _, e in points],
-                marker="o",
-                capsize=3,
-                label=f"equal {equal}",
-            )
-        axis.set_title(name.replace("_", " ") if name != "accuracy" else "downstream accuracy")
-        axis.set_xlabel("share of the data, %")
+            found = {s: f["metrics"][name] for (e, s), f in sorted(results.items()) if e == equal}
+            shares, scores = [100 * share for share in found], found.values()
+            values, sds = [s["value"] for s in scores], [s["sd"] or 0 for s in scores]
+            axis.errorbar(shares, values, yerr=sds, marker="o", capsize=3, label=f"equal {equal}")
+        axis.set(title=TITLES[name], xlabel="share of the data (%)")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     figure.tight_layout()

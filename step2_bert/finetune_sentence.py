@@ -98,12 +98,11 @@ def main(config: Config) -> None:
     metrics = {"accuracy": metric(float(np.mean(scores)), sd=sd, n=len(scores), unit="%")}
     metrics |= {f"{name}_accuracy": metric(v, unit="%") for name, v in baseline.items()}
     if main_process:
+        bert = f"BERT, {start} weights, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
         spread = f" ± {sd:.2f}" if sd is not None else ""
         print(f"\naccuracy on {len(test_rows):,} test sentences, %")
-        print(
-            f"  {f'BERT, {start} weights, {len(seeds)} seed(s)':36}{np.mean(scores):6.2f}{spread}"
-        )
-        print(f"  {'logistic regression on word counts':36}{baseline['bag_of_words']:6.2f}")
+        print(f"  {bert:36}{np.mean(scores):6.2f}{spread}")
+        print(f"  {'logistic regression on words':36}{baseline['bag_of_words']:6.2f}")
         print(f"  {'always the commonest class':36}{baseline['majority_class']:6.2f}\n")
     whole.result(
         step="step2_bert",

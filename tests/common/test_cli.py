@@ -172,4 +172,6 @@ def test_the_command_to_resume_is_what_was_typed_and_the_missing_flags(monkeypat
     monkeypatch.setattr(sys, "argv", ["x.py", "--out", "runs/b", "--resume"])
     assert cli.resume_command("runs/b") == "python x.py --out runs/b --resume"
     monkeypatch.setenv("WORLD_SIZE", "8")
+    assert cli.command().startswith("torchrun --nproc-per-node 8 x.py")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert cli.command().startswith("accelerate launch --num_processes 8 x.py")

@@ -332,3 +332,18 @@ def test_wikitext2_has_its_known_number_of_articles(split, articles):
 def test_gzip_members_that_were_joined_are_read_to_the_end(tmp_path):
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one\n\n") + gzip.compress(b"two\n"))
     assert read(tmp_path / "a.txt.gz") == [["one"], ["two"]]
+
+
+def test_joined_names_are_read_one_after_another(tmp_path):
+    write(tmp_path / "a.txt", [["one"]]), write(tmp_path / "b.txt", [["two"], ["three"]])
+    name = f"{tmp_path / 'a.txt'}+{tmp_path / 'b.txt'}"
+    assert read(name) == [["one"], ["two"], ["three"]]
+    assert data.resolve(name).kind == "joined"
+    assert data.resolve(name).fingerprint() != data.resolve(str(tmp_path / "a.txt")).fingerprint()
+
+
+def test_film_reviews_are_text_and_their_sentences_are_not():
+    reviews = list(data.documents(data.resolve("imdb")))
+    assert len(reviews) == 25_000
+    with pytest.raises(UserError, match="take imdb"):
+        next(data.documents(data.resolve("rt")))

@@ -71,20 +71,27 @@ def test_a_mean_of_means_would_fail_this_file(tmp_path, one_batch, monkeypatch):
     assert (wrong - one_batch[0]).abs().max() > 1e-5
 
 
+def launch_two(*flags):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launch, *TOY[1:], *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("micro_batch_size", [32, 10])
 def test_two_processes_equal_one(tmp_path, one_batch, micro_batch_size):
-    launch = [
-        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
-        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-        "--main_process_port", str(random.randint(20000, 40000)),
-    ]  # fmt: skip
-    command = [*launch, *TOY[1:], "--out", str(tmp_path / "run")]
-    subprocess.run(
-        [*command, "--micro-batch-size", str(micro_batch_size)], check=True, capture_output=True
-    )
+    done = launch_two("--out", tmp_path / "run", "--micro-batch-size", micro_batch_size)
+    assert done.returncode == 0 and "2 process(es)" in done.stdout
     assert torch.allclose(weights(tmp_path / "run"), one_batch[0], rtol=0, atol=1e-9)
     for ours, one in zip(scores(tmp_path / "run"), one_batch[1], strict=True):
         assert ours == pytest.approx(one, abs=1e-9)
+
+
+def test_two_processes_stop_together_and_go_on(tmp_path, one_batch):
+    flags = ["--out", tmp_path / "run", "--resume"]
+    stopped = launch_two(*flags, "--slice-minutes", "1e-9")
+    assert stopped.stderr.count("stopped at step 1, saved") == 2
+    assert launch_two(*flags).returncode == 0
+    assert torch.allclose(weights(tmp_path / "run"), one_batch[0], rtol=0, atol=1e-9)
 
 
 SLOW = ["--dropout", "0.3", "--max-steps", "400", "--save-minutes", "0.001", "--log-every", "1"]
