@@ -48,6 +48,8 @@ class Batches:
         order = np.arange(len(self.lengths))
         if self.shuffle:
             order = rng.permutation(order)
+        if self.drop_last and self.batch_size:  # before sorting: else it is always the longest
+            order = order[: len(order) // self.batch_size * self.batch_size]
         if not self.bucket:
             return list(self._cut(order))
         rows = self.batch_size or max(1, self.max_tokens // max(1, int(self.lengths.mean())))

@@ -39,6 +39,8 @@ class Config(cli.RunConfig):
     """Samples in a step."""
     learning_rate: float = 2e-3
     """Peak learning rate of pretraining."""
+    optimizer: str = "muon"
+    """adamw, or muon for the weight matrices."""
     downstream: str = "rt"
     """Labelled sentences for fine-tuning; empty: none."""
     seeds: int = 3
@@ -116,6 +118,7 @@ def pretrain(config: Config, share: float, steps: int, folder: Path) -> dict:
         "pretrain.py", folder, preset=config.preset, data=config.data, size=config.size,
         fraction=share, max_steps=steps, batch_size=config.batch_size, dropout=0.0,
         micro_batch_size=config.batch_size, learning_rate=config.learning_rate, seed=config.seed,
+        optimizer=config.optimizer,
     )  # fmt: skip
     if config.downstream:
         tuning = start(

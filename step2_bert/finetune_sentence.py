@@ -34,6 +34,8 @@ class Config(engine.TrainConfig):
     """Runs, with seeds seed, seed + 1, ...; the result is their mean and standard deviation."""
     epochs: int = 4
     """Passes over the training sentences."""
+    dropout: float = 0.1
+    """Dropout of hidden states and attention, whatever the checkpoint was pretrained with."""
     max_seq_len: int = 128
     """Longest sentence in tokens; longer ones are cut."""
 
@@ -71,7 +73,9 @@ def main(config: Config) -> None:
         out = whole.path / f"seed-{seed}"
         one = dataclasses.replace(config, seed=seed, max_steps=steps, out=str(out))
         engine.seed_everything(seed)
-        model = BertForSequenceClassification.from_pretrained(config.model, n_classes)
+        model = BertForSequenceClassification.from_pretrained(
+            config.model, n_classes, dropout=config.dropout, attention_dropout=config.dropout
+        )
         if model.config.max_seq_len < config.max_seq_len:
             limit = model.config.max_seq_len
             raise UserError(f"{config.model} has {limit} positions: --max-seq-len {limit} at most")

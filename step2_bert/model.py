@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from step2_bert.checkpoint import HuggingFaceFormat, read
+from step2_bert.checkpoint import CONFIG_NAMES, HuggingFaceFormat, read
 
 SIZES = {  # name: (n_layers, d_model, n_heads); base and large: section 3, the others: 1908.08962
     "tiny": (2, 128, 2),
@@ -360,9 +360,13 @@ class BertForSequenceClassification(HuggingFaceFormat, nn.Module):
         return {"n_classes": len(raw.get("id2label") or "01")}  # transformers omits its default, 2
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, n_classes: int):
-        """The encoder of any BERT checkpoint under a classifier that is always fresh."""
+    def from_pretrained(cls, directory: str | Path, n_classes: int, **changes):
+        """The encoder of any BERT checkpoint under a classifier that is always fresh.
+
+        `changes` are config fields to set otherwise than the checkpoint, such as dropout.
+        """
         raw, state = read(directory)
+        raw |= {CONFIG_NAMES[field]: value for field, value in changes.items()}
         raw["id2label"] = dict.fromkeys(range(n_classes))
         encoder = {k: v for k, v in state.items() if not k.startswith("classifier.")}
         return cls.build(raw, encoder, str(directory))

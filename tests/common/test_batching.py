@@ -20,6 +20,13 @@ def test_buckets_waste_almost_nothing_and_lose_nothing():
     assert sum(len(b) * LENGTHS[b].max() for b in plain) > 1.5 * LENGTHS.sum()
 
 
+def test_every_sample_has_its_turn_where_the_last_batch_is_dropped():
+    batches = Batches(LENGTHS[:100], batch_size=32)
+    seen = [np.concatenate(batches.epoch(e)) for e in range(40)]
+    assert all(len(epoch) == 96 for epoch in seen)
+    assert set(np.concatenate(seen)) == set(range(100))
+
+
 def test_batches_by_tokens_respect_the_limit():
     batches = Batches(LENGTHS, max_tokens=1024).epoch(0)
     assert sorted(np.concatenate(batches)) == list(range(len(LENGTHS)))
