@@ -23,11 +23,12 @@ $(installed): requirements.txt pyproject.toml
 	@touch $@
 
 run: $(installed)
-	$(bin)/python step2_bert/prepare.py --data sotu --out $(bert)/sotu --resume
-	$(bin)/python step2_bert/pretrain.py --data $(bert)/sotu --out $(bert)/pretrain --resume
-	$(bin)/python step2_bert/evaluate.py --data $(bert)/sotu --model $(bert)/pretrain/model --out $(bert)/evaluate --resume
-	$(bin)/python step2_bert/finetune_sentence.py --data rt --model $(bert)/pretrain/model --out $(bert)/rt-pretrained --resume
-	$(bin)/python step2_bert/finetune_sentence.py --data rt --model $(bert)/pretrain/model --random --out $(bert)/rt-random --resume
+	$(bin)/python step2_bert/prepare.py --data sotu+imdb --out $(bert)/text
+	$(bin)/python step2_bert/pretrain.py --data $(bert)/text --out $(bert)/pretrain --resume
+	$(bin)/python step2_bert/evaluate.py --model $(bert)/pretrain/model --data $(bert)/text --out $(bert)/evaluate --resume
+	$(bin)/python step2_bert/finetune_sentence.py --model $(bert)/pretrain/model --random --out $(bert)/rt-random --resume
+	$(bin)/python step2_bert/finetune_sentence.py --model $(bert)/pretrain/model --out $(bert)/rt-pretrained --resume
+	$(bin)/python step2_bert/finetune_sentence.py --model minilm --epochs 1 --learning-rate 1e-4 --out $(bert)/rt-minilm --resume
 	$(bin)/python -m common.report --runs $(bert) --html runs/report.html
 
 test: lint

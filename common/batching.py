@@ -64,9 +64,7 @@ class Batches:
     def _cut(self, order: np.ndarray) -> Iterator[np.ndarray]:
         if self.batch_size:
             for start in range(0, len(order), self.batch_size):
-                batch = order[start : start + self.batch_size]
-                if len(batch) == self.batch_size or not self.drop_last:
-                    yield batch
+                yield order[start : start + self.batch_size]
             return
         start, longest = 0, 0
         for i, length in enumerate(self.lengths[order]):
@@ -90,15 +88,16 @@ class Batches:
 
 
 def share(batch: np.ndarray, rank: int, world: int, micro_batch_size: int) -> list[np.ndarray]:
-    """This process's micro-batches of a global batch.
+    """This process's micro-batches of a global batch, none of them empty.
 
-    The batch is cut into `world` near-equal runs and each run into micro-batches, so every
-    process has the same number of them give or take none: what is the same sum on one process
-    stays the same sum on many.
+    The batch is cut into `world` near-equal runs and each run into near-equal micro-batches, so
+    what is the same sum on one process stays the same sum on many. Processes may differ by one
+    micro-batch. Raises UserError if the batch has fewer samples than there are processes.
     """
+    if len(batch) < world:
+        raise UserError(f"{world} processes cannot share {len(batch)} samples: raise --batch-size")
     mine = np.array_split(batch, world)[rank]
-    rounds = math.ceil(math.ceil(len(batch) / world) / micro_batch_size)
-    return np.array_split(mine, rounds)
+    return np.array_split(mine, math.ceil(len(mine) / micro_batch_size))
 
 
 def pack(lengths: Sequence[int] | np.ndarray, max_seq_len: int) -> list[list[int]]:

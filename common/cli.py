@@ -51,6 +51,16 @@ class RunConfig:
     tracker: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
     """Also send metrics to this tracker."""
 
+    def __post_init__(self):
+        check(self, "seed", "0 or more", lambda value: value >= 0)
+
+
+def check(config: RunConfig, name: str, rule: str, holds: Callable[[Any], bool]) -> None:
+    """Raise UserError, which names the flag, unless a field is None or `holds(value)`."""
+    value = getattr(config, name)
+    if value is not None and not holds(value):
+        raise UserError(f"--{name.replace('_', '-')} {value} must be {rule}")
+
 
 Config = TypeVar("Config")
 
@@ -104,8 +114,8 @@ def default_preset(presets: Mapping[str, Any]) -> str:
     """`gpu` where a GPU is present and the script has that preset, else `cpu`, else the first."""
     import torch
 
-    wanted = "gpu" if torch.cuda.is_available() else "cpu"
-    return wanted if wanted in presets else next(iter(presets))
+    wanted = ("gpu", "cpu") if torch.cuda.is_available() else ("cpu",)
+    return next(name for name in (*wanted, *presets) if name in presets)
 
 
 def _one_line(box: str) -> str:
@@ -170,10 +180,9 @@ def command() -> str:
 
 def resume_command(out: Path) -> str:
     """`command()` with what it takes to continue the run in `out`."""
-    line = command()
-    if "--out" not in line:
-        line += f" --out {shlex.quote(str(out))}"
-    return line if "--resume" in line else f"{line} --resume"
+    typed = {argument.split("=")[0] for argument in sys.argv[1:]}
+    more = {"--out": f" --out {shlex.quote(str(out))}", "--resume": " --resume"}
+    return command() + "".join(text for flag, text in more.items() if flag not in typed)
 
 
 def as_dict(config: RunConfig) -> dict[str, Any]:

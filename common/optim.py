@@ -5,23 +5,24 @@ the step alone gives back the learning rate.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
 
+from common.cli import UserError
+
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("linear", "cosine", "inverse_sqrt", "wsd", "constant")
 
 
-def decay_groups(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float
-) -> list[dict]:
+def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict]:
     """Two parameter groups: matrices decay, vectors (biases, norm gains) do not.
 
     Devlin et al. (2019) exclude biases and LayerNorm from weight decay; both are 1-d.
     """
-    parameters = [p for _, p in named_parameters if p.requires_grad]
+    parameters = list(parameters)
     return [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
@@ -32,36 +33,35 @@ def build(
     name: str,
     model: nn.Module,
     learning_rate: float,
+    muon_learning_rate: float = 0.02,
     *,
     weight_decay: float = 0.01,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-6,
-    muon_learning_rate: float = 0.02,
 ) -> list[torch.optim.Optimizer]:
     """The optimizers of a run: one for `adamw`, two for `muon`.
 
     Muon (orthogonalised momentum, `torch.optim.Muon`) takes the weight matrices inside the
-    layers; embeddings, output heads and vectors stay with AdamW.
+    layers; embeddings, output heads and vectors stay with AdamW. Raises UserError if the model
+    has no such matrix.
     """
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    hidden = []
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    hidden = {}
     if name == "muon":
-        hidden = [(n, p) for n, p in named if p.ndim == 2 and ".layers." in f".{n}"]
-        taken = {n for n, _ in hidden}
-        named = [(n, p) for n, p in named if n not in taken]
+        inside = re.compile(r"(^|\.)layers?\.")  # `layers.0` here, `layer.0` in transformers
+        hidden = {n: p for n, p in parameters.items() if p.ndim == 2 and inside.search(n)}
+        if not hidden:
+            raise UserError("--optimizer muon found no weight matrix in layers; use adamw")
     elif name != "adamw":
         raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(OPTIMIZERS)}")
+    others = (p for n, p in parameters.items() if n not in hidden)
+    groups = decay_groups(others, weight_decay)
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            decay_groups(named, weight_decay), lr=learning_rate, betas=betas, eps=eps, fused=True
-        )
+        torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=True)
     ]
     if hidden:
-        optimizers.append(
-            torch.optim.Muon(
-                [p for _, p in hidden], lr=muon_learning_rate, weight_decay=weight_decay
-            )
-        )
+        rate, matrices = muon_learning_rate, hidden.values()
+        optimizers.append(torch.optim.Muon(matrices, lr=rate, weight_decay=weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
@@ -69,14 +69,14 @@ def build(
 
 
 def schedule(
-    name: str, warmup_steps: int, total_steps: int, *, final: float = 0.0, decay: float = 0.2
+    name: str, warmup_steps: int, total_steps: int, *, min_lr_ratio: float = 0.0, decay: float = 0.2
 ) -> Callable[[int], float]:
     """The share of the peak learning rate at step t = 0, 1, ..., total_steps - 1.
 
     Every schedule warms up linearly over `warmup_steps`. Then
-    linear: straight to `final` · cosine: half a cosine to `final` · inverse_sqrt: √(warmup/t)
-    (Vaswani et al. 2017, Eq. 3) · wsd: constant, then linear over the last `decay` share
-    (Hu et al. 2024) · constant: constant.
+    linear: straight to `min_lr_ratio` · cosine: half a cosine to `min_lr_ratio` ·
+    inverse_sqrt: √(warmup_steps/t) (Vaswani et al. 2017, Eq. 3) · wsd: constant, then linear to
+    `min_lr_ratio` over the last `decay` share (Hu et al. 2024) · constant: constant.
     """
     if name not in SCHEDULES:
         raise ValueError(f"unknown schedule {name!r}; known: {', '.join(SCHEDULES)}")
@@ -86,13 +86,13 @@ def schedule(
             return (step + 1) / warmup_steps
         progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
         if name == "linear":
-            return 1 + (final - 1) * progress
+            return 1 + (min_lr_ratio - 1) * progress
         if name == "cosine":
-            return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+            return min_lr_ratio + (1 - min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
         if name == "inverse_sqrt":
             return math.sqrt(max(1, warmup_steps) / (step + 1))
         if name == "wsd":
-            return 1 + (final - 1) * max(0.0, 1 - (1 - progress) / decay)
+            return 1 + (min_lr_ratio - 1) * max(0.0, 1 - (1 - progress) / decay)
         return 1.0
 
     return share

@@ -4,7 +4,7 @@ config.json     complete, enough to repeat the run
 metrics.jsonl   one event a line: step, tokens, losses, learning rate, tokens/s
 result.json     the scores, with hardware, seconds and command
 curves.png      drawn from metrics.jsonl
-checkpoints/    step-0000100/: a Hugging Face directory plus trainer/
+checkpoints/    step-00000100/: a Hugging Face directory plus trainer/
 """
 
 import fcntl
@@ -109,8 +109,6 @@ class Run:
         """Rename a fully written directory into place, then drop all but the newest two."""
         sync(*unfinished.rglob("*"), unfinished)
         final = self.path / "checkpoints" / f"step-{step:08d}"
-        if final.exists():
-            shutil.rmtree(final)
         unfinished.rename(final)
         sync(final.parent)
         for old in self.checkpoints()[:-KEEP_CHECKPOINTS]:
@@ -199,12 +197,13 @@ def words(name: str) -> str:
 
 
 def hardware() -> dict[str, Any]:
-    """What the run ran on: device, CPU model, cores this process may use, torch version."""
+    """What the run ran on: device, CPU model, cores of this process, processes, torch version."""
     import torch
 
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"device": name, "cpu": _cpu_name(), "cores": cores, "torch": torch.__version__}
+    ran_on = {"device": name, "cpu": _cpu_name(), "cores": cores, "torch": torch.__version__}
+    return ran_on | {"processes": int(os.environ.get("WORLD_SIZE", "1"))}
 
 
 def _cpu_name() -> str:

@@ -7,11 +7,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from step2_bert.model import BertConfig, BertForPreTraining, BertOutput
+from step2_bert.checkpoint import without
+from step2_bert.model import BertConfig, BertForPreTraining, BertOutput, next_sentence_sums
 
 
 class HuggingFaceBert(nn.Module):
     """`transformers.BertForPreTraining` as it comes: scores everywhere, then the loss picks."""
+
+    untrained_parts: tuple[str, ...] = ()  # as in `HuggingFaceFormat`
 
     def __init__(self, config: BertConfig):
         super().__init__()
@@ -38,14 +41,11 @@ class HuggingFaceBert(nn.Module):
         """The loss path of `BertForPreTraining.forward`; shapes as there."""
         out = self.hf(input_ids, attention_mask, token_type_ids, output_hidden_states=True)
         scores = out.prediction_logits.flatten(0, 1)[masked_positions].float()
-        pairs = out.seq_relationship_logits.float()
-        sums = {
+        pairs = out.seq_relationship_logits
+        sums = next_sentence_sums(pairs, is_random_next) | {
             "mlm_loss_sum": F.cross_entropy(scores, masked_labels, reduction="sum"),
             "mlm_correct": (scores.argmax(-1) == masked_labels).sum(),
         }
-        if is_random_next is not None:
-            sums["nsp_loss_sum"] = F.cross_entropy(pairs, is_random_next, reduction="sum")
-            sums["nsp_correct"] = (pairs.argmax(-1) == is_random_next).sum()
         hidden = out.hidden_states[-1]
         return BertOutput(hidden, self.hf.bert.pooler(hidden), pairs, **sums)
 
@@ -56,6 +56,7 @@ class HuggingFaceBert(nn.Module):
         logging.disable_progress_bar()
         state = state_dict or self.state_dict()
         state = {name.removeprefix("hf."): value for name, value in state.items()}
+        state = without(self.untrained_parts, state)
         self.hf.save_pretrained(folder, state_dict=state)
         for file in sorted(Path(tokenizer).iterdir()) if tokenizer else ():
             shutil.copy(file, folder)
@@ -91,14 +92,11 @@ class MaskedBert(BertForPreTraining):
             labels[masked_positions] = masked_labels
         else:
             scores, labels = self.mlm(flat[masked_positions], embedding).float(), masked_labels
-        sums = {
+        pairs = self.nsp(pooled)
+        sums = next_sentence_sums(pairs, is_random_next) | {
             "mlm_loss_sum": F.cross_entropy(scores, labels, ignore_index=-100, reduction="sum"),
             "mlm_correct": (scores.argmax(-1) == labels).sum(),
         }
-        pairs = self.nsp(pooled).float()
-        if is_random_next is not None:
-            sums["nsp_loss_sum"] = F.cross_entropy(pairs, is_random_next, reduction="sum")
-            sums["nsp_correct"] = (pairs.argmax(-1) == is_random_next).sum()
         return BertOutput(hidden, pooled, pairs, **sums)
 
     @classmethod

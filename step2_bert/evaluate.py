@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import cli, runs
+from common import cli, data, runs
 from common.cli import UserError
 from step2_bert import objective
 from step2_bert.model import BertForPreTraining
@@ -50,8 +50,16 @@ def main(config: Config) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = BertForPreTraining.load(config.model).to(device)
     objective.check_fit(model, samples, config.model)
+    if "mlm" in model.fresh_parts:
+        raise UserError(f"{config.model} has no masked-LM head, so there is nothing to score")
+    tokenizer = load_tokenizer(samples.tokenizer_dir)
+    for text in config.text:
+        if (length := len(tokenizer.encode(text).ids)) > model.config.max_seq_len:
+            limit = f"{config.model} has {model.config.max_seq_len} positions"
+            raise UserError(f"--text {text[:40]!r}... is {length} tokens, but {limit}: shorten it")
+    data.record(run.path, samples.source)
 
-    # Score the whole split
+    # Score the whole split; a head that nothing has trained is not in the checkpoint
     started = time.monotonic()
     has_nsp = "nsp" not in model.fresh_parts
     metrics = objective.metrics(objective.heldout_scores(model, samples, nsp=has_nsp))
@@ -70,7 +78,8 @@ def main(config: Config) -> None:
         script="evaluate",
         system=f"BERT of {config.model.removesuffix('/model')}",
         preset=config.preset,
-        dataset=samples.manifest["source"]["name"],
+        dataset=samples.source["name"],
+        source=samples.source,
         split=config.split,
         metrics=metrics | {f"baseline_{name}": entry for name, entry in baseline.items()},
         compare_to=[],

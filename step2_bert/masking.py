@@ -4,6 +4,7 @@ Every random number is a hash of (seed, epoch, sample, position), so a sample's 
 whatever batch, process or resumed run it turns up; and whole batches are masked without a loop.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +21,8 @@ class MaskingOptions:
 
     probability: float = 0.15
     """Share of a sample's tokens to predict."""
-    max_predictions: int = 20
-    """At most this many predictions in a sample."""
+    max_predictions: int | None = None
+    """At most this many predictions in a sample; None: no limit but the share."""
     whole_word: bool = False
     """Mask all pieces of a word together."""
     mask_share: float = 0.8
@@ -31,8 +32,14 @@ class MaskingOptions:
 
     def __post_init__(self):
         shares = self.mask_share + self.random_share
-        if not 0 < self.probability < 1 or self.max_predictions < 1 or not 0 <= shares <= 1 + 1e-9:
+        most = 1 if self.max_predictions is None else self.max_predictions
+        if not 0 < self.probability < 1 or most < 1 or not 0 <= shares <= 1 + 1e-9:
             raise UserError("masking: probability in (0, 1), max_predictions >= 1, shares <= 1")
+
+
+def usual_predictions(max_seq_len: int) -> int:
+    """The paper's `max_predictions`: 20 up to length 128, 77 at 512, so that 15 % fit in."""
+    return 20 if max_seq_len <= 128 else math.ceil(0.15 * max_seq_len)
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,13 @@ M masked positions in the whole batch.
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from step2_bert.checkpoint import CONFIG_NAMES, HuggingFaceFormat, read
+from step2_bert.checkpoint import HuggingFaceClassifierFormat, HuggingFaceFormat
 
 SIZES = {  # name: (n_layers, d_model, n_heads); base and large: section 3, the others: 1908.08962
     "tiny": (2, 128, 2),
@@ -239,7 +238,8 @@ class LinearCrossEntropy(torch.autograd.Function):
             best = torch.maximum(own, rival)
             exp = scores.sub_(best[:, None]).exp_()  # 0 at the label
             others = exp.sum(-1)
-            total = others.float() + (own - best).float().exp()
+            wide = torch.promote_types(scores.dtype, torch.float32)
+            total = others.to(wide) + (own - best).to(wide).exp()
             loss = (total.log() + (best - own)).sum()
             hits = ((own > rival).float() + (own >= rival).float()).sum() / 2
             # d loss / d score = softmax - onehot = exp / total, but at the label -others / total
@@ -281,6 +281,15 @@ def init_weights(module: nn.Module, std: float) -> None:
                 nn.init.zeros_(part.weight[part.padding_idx])
 
 
+def next_sentence_sums(logits: Tensor, is_random_next: Tensor | None) -> dict[str, Tensor]:
+    """Summed loss and hits of scores (B, 2), as fields of BertOutput; none without labels (B,)."""
+    if is_random_next is None:
+        return {}
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    loss = F.cross_entropy(logits, is_random_next, reduction="sum")
+    return {"nsp_loss_sum": loss, "nsp_correct": (logits.argmax(-1) == is_random_next).sum()}
+
+
 class BertForPreTraining(HuggingFaceFormat, nn.Module):
     """BERT with both pretraining tasks: masked language model and next sentence prediction."""
 
@@ -320,15 +329,10 @@ class BertForPreTraining(HuggingFaceFormat, nn.Module):
             masked = self.mlm.transform(hidden.flatten(0, 1)[masked_positions])  # (M, d)
             loss, hits = LinearCrossEntropy.apply(masked, embedding, self.mlm.bias, masked_labels)
             out = out._replace(mlm_loss_sum=loss, mlm_correct=hits)
-        if is_random_next is not None:
-            nsp = out.nsp_logits.float()
-            loss = F.cross_entropy(nsp, is_random_next, reduction="sum")
-            hits = (nsp.argmax(-1) == is_random_next).sum()
-            out = out._replace(nsp_loss_sum=loss, nsp_correct=hits)
-        return out
+        return out._replace(**next_sentence_sums(out.nsp_logits, is_random_next))
 
 
-class BertForSequenceClassification(HuggingFaceFormat, nn.Module):
+class BertForSequenceClassification(HuggingFaceClassifierFormat, nn.Module):
     """BERT with one linear layer on the pooled [CLS] state (section 4.1 of the paper)."""
 
     config_class = BertConfig
@@ -349,24 +353,3 @@ class BertForSequenceClassification(HuggingFaceFormat, nn.Module):
     ) -> Tensor:
         _, pooled = self.bert(input_ids, attention_mask, token_type_ids)
         return self.classifier(self.dropout(pooled))  # (B, n_classes)
-
-    def hf_config(self) -> dict:
-        labels = [f"LABEL_{i}" for i in range(self.n_classes)]
-        label2id = {label: i for i, label in enumerate(labels)}
-        return {**super().hf_config(), "id2label": dict(enumerate(labels)), "label2id": label2id}
-
-    @classmethod
-    def extra_fields(cls, raw: dict) -> dict:
-        return {"n_classes": len(raw.get("id2label") or "01")}  # transformers omits its default, 2
-
-    @classmethod
-    def from_pretrained(cls, directory: str | Path, n_classes: int, **changes):
-        """The encoder of any BERT checkpoint under a classifier that is always fresh.
-
-        `changes` are config fields to set otherwise than the checkpoint, such as dropout.
-        """
-        raw, state = read(directory)
-        raw |= {CONFIG_NAMES[field]: value for field, value in changes.items()}
-        raw["id2label"] = dict.fromkeys(range(n_classes))
-        encoder = {k: v for k, v in state.items() if not k.startswith("classifier.")}
-        return cls.build(raw, encoder, str(directory))

@@ -86,16 +86,20 @@ def baseline_metrics(train: Samples, samples: Samples) -> dict[str, dict]:
     Frequencies are those of the training tokens, each counted once more than seen.
     """
     counts = train.token_counts() + 1.0
-    batch = samples.batch(np.arange(len(samples)))
-    labels = batch["masked_labels"].numpy()
-    scores = {
-        "mlm_loss": float(-np.log(counts[labels] / counts.sum()).mean()),
-        "mlm_accuracy": float((labels == counts.argmax()).mean()),
-    }
-    if batch["targets"]["nsp"]:
-        random = batch["is_random_next"].double().mean().item()
+    surprise, sums = -np.log(counts / counts.sum()), np.zeros(3)
+    targets = {"mlm": 0, "nsp": 0}
+    order = batching.Batches(samples.lengths, batch_size=1024, shuffle=False, drop_last=False)
+    for rows in order.epoch(0):
+        batch = samples.batch(rows)
+        labels = batch["masked_labels"].numpy()
+        hits = (labels == counts.argmax()).sum()
+        sums += surprise[labels].sum(), hits, batch["is_random_next"].sum().item()
+        targets = {name: n + batch["targets"][name] for name, n in targets.items()}
+    scores = {"mlm_loss": sums[0] / targets["mlm"], "mlm_accuracy": sums[1] / targets["mlm"]}
+    if targets["nsp"]:
+        random = sums[2] / targets["nsp"]
         scores["nsp_accuracy"] = max(random, 1 - random)
-    return metrics(scores)
+    return metrics({name: float(score) for name, score in scores.items()})
 
 
 def table(model: dict[str, dict], baseline: dict[str, dict], samples: Samples) -> str:

@@ -16,8 +16,8 @@ from step2_bert.samples import Samples
 
 PRESETS = {
     "smoke": {"data": "sotu", "vocab_size": 1024, "max_seq_len": 64, "max_documents": 20},
-    "cpu": {"data": "sotu", "vocab_size": 8192, "heldout_fraction": 0.05},
-    "gpu": {"data": "sotu", "vocab_size": 8192, "heldout_fraction": 0.05, "duplication": 5},
+    "cpu": {"heldout_fraction": 0.02},
+    "gpu": {"heldout_fraction": 0.02, "duplication": 5},
     "paper": {
         "data": "wikipedia",
         "vocab_size": 30522,
@@ -29,7 +29,7 @@ PRESETS = {
 
 @dataclass
 class Config(cli.RunConfig):
-    data: str = "sotu"
+    data: str = "sotu+imdb"
     """Data to read: a known name, a file, or a folder."""
     vocab: str | None = None
     """Tokenizer directory, tokenizer.json or vocab.txt; without it WordPiece is trained."""
@@ -49,8 +49,8 @@ class Config(cli.RunConfig):
     """Mask all pieces of a word together."""
     mask_probability: float = 0.15
     """Share of the tokens to predict."""
-    max_predictions: int = 20
-    """Most predictions in a sample; the paper takes 20 at length 128, 77 at 512."""
+    max_predictions: int | None = None
+    """Most predictions in a sample; default: the paper's 20 up to length 128, 77 at 512."""
     short_probability: float = 0.1
     """Share of samples that are shorter than --max-seq-len on purpose."""
     heldout_fraction: float = 0.01

@@ -2,6 +2,8 @@
 
 python step2_bert/pretrain.py                                  a tiny BERT, minutes on 2 cores
 python step2_bert/pretrain.py --data PREPARED --size mini      on data from prepare.py
+python step2_bert/pretrain.py --preset gpu --data wikipedia --vocab-size 30522 --dropout 0
+                                                               a mini BERT on text from the hub
 python step2_bert/pretrain.py --preset paper --plan h100       what BERT-base would cost
 accelerate launch --num_processes 8 step2_bert/pretrain.py --preset paper --data PREPARED
 """
@@ -10,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from common import batching, cli, engine, runs
+from common import batching, cli, data, engine, runs
+from common.cli import UserError
 from step2_bert import corpus, objective
 from step2_bert.baseline import HuggingFaceBert
 from step2_bert.budget import print_plan
@@ -20,7 +23,7 @@ from step2_bert.samples import Samples
 
 @dataclass
 class Config(engine.TrainConfig):
-    data: str = "sotu"
+    data: str = "sotu+imdb"
     """A directory made by prepare.py; or a name, file or folder, which is then prepared first."""
     size: Literal["tiny", "mini", "small", "medium", "base", "large"] = "tiny"
     """Shape of the model: tiny 4 M parameters, mini 11 M, small 29 M, base 110 M, large 335 M."""
@@ -47,18 +50,20 @@ class Config(engine.TrainConfig):
     price: float = 3.0
     """Price of a device hour in the plan, in your currency."""
     long_share: float = 0.0
-    """Share of the planned steps that a second run does at length 512."""
+    """Share of all steps that the plan leaves to a second run, at length 512."""
 
 
 PRESETS = {
-    "smoke": dict(max_steps=20, batch_size=32, micro_batch_size=32, vocab_size=1024, log_every=5),
-    "cpu": dict(max_minutes=8.0, batch_size=64, micro_batch_size=64, learning_rate=2e-3,
-                dropout=0.0),
-    "gpu": dict(size="mini", data="wikipedia", vocab_size=30522, max_minutes=24.0, batch_size=256,
-                micro_batch_size=256, learning_rate=1e-3, dropout=0.0),
-    "paper": dict(size="base", data="wikipedia", vocab_size=30522, max_steps=1_000_000,
-                  batch_size=256, micro_batch_size=32, learning_rate=1e-4, warmup=0.01,
-                  final=0.1, long_share=0.1),
+    "smoke": dict(data="sotu", max_steps=20, batch_size=32, micro_batch_size=32, vocab_size=1024,
+                  log_every=5),
+    "cpu": dict(max_minutes=7.5, batch_size=64, micro_batch_size=64, optimizer="muon",
+                learning_rate=2e-3, dropout=0.0),
+    "gpu": dict(size="mini", max_minutes=24.0, batch_size=256, micro_batch_size=256,
+                learning_rate=1e-3, dropout=0.1),
+    # 900,000 of the paper's 1,000,000 steps; --plan prints how to do the rest, at length 512
+    "paper": dict(size="base", data="wikipedia", vocab_size=30522, max_steps=900_000,
+                  batch_size=256, micro_batch_size=32, learning_rate=1e-4, warmup_ratio=1 / 90,
+                  min_lr_ratio=0.1, long_share=0.1),
     "paper-10m": dict(size="base", data="wikipedia", vocab_size=30522, batch_size=256,
                       max_steps=10_000_000 // 256, micro_batch_size=32, learning_rate=1e-4),
 }  # fmt: skip
@@ -74,10 +79,11 @@ def main(config: Config) -> None:
         return
 
     # Data: prepared samples, whose masks are drawn anew in every epoch; held-out masks are fixed
-    with accelerator.main_process_first():
-        folder = prepared_data(config)
+    folder = prepared_data(config, accelerator.num_processes)
     train, heldout = Samples.open(folder, "train"), Samples.open(folder, "heldout")
     chosen = train.fraction(config.fraction, config.seed)
+    if main_process:
+        data.record(run.path, train.source)
     lengths = train.lengths[chosen]
     batches = batching.Batches(lengths, batch_size=config.batch_size, seed=config.seed)
 
@@ -100,6 +106,8 @@ def main(config: Config) -> None:
     else:
         shape = dict(vocab_size=train.vocab_size, max_seq_len=max(512, train.max_seq_len))
         model = kind(BertConfig.named(config.size, **shape, **dropout))
+    if not config.nsp:
+        model.untrained_parts = ("bert.pooler", "nsp")
 
     # Train
     state = engine.train(
@@ -112,6 +120,7 @@ def main(config: Config) -> None:
         losses=objective.losses,
         evaluate=score,
         tokenizer=train.tokenizer_dir,
+        data_key=train.manifest["key"],
     )
 
     # Evaluate on the whole held-out split, in fp32, and save
@@ -127,7 +136,8 @@ def main(config: Config) -> None:
             script="pretrain",
             system=name if config.impl == "scratch" else f"{name} of transformers",
             preset=config.preset,
-            dataset=train.manifest["source"]["name"],
+            dataset=train.source["name"],
+            source=train.source,
             split="heldout",
             metrics=metrics,
             compare_to=[],
@@ -142,8 +152,12 @@ def main(config: Config) -> None:
         )
 
 
-def prepared_data(config: Config) -> Path:
-    """The directory `--data` names, prepared first unless it is one already."""
+def prepared_data(config: Config, n_processes: int = 1) -> Path:
+    """The directory `--data` names, prepared first unless it is one already.
+
+    Raises UserError when that is left to one of `n_processes`, for which the others would wait in
+    vain.
+    """
     folder = Path(config.data)
     if (folder / "manifest.json").exists():
         return folder
@@ -152,12 +166,17 @@ def prepared_data(config: Config) -> Path:
         vocab_size=config.vocab_size,
         max_seq_len=config.max_seq_len,
         nsp=config.nsp,
-        heldout_fraction=0.05,
+        heldout_fraction=0.02,
         max_documents=60 if config.preset == "smoke" else None,
     )
-    task = "" if config.nsp else "-mlm"
-    name = f"prepared-{folder.stem}-{config.vocab_size}-{config.max_seq_len}{task}"
-    return corpus.prepare(options, Path("runs/step2_bert") / name).parent
+    key = corpus.key_of(options, data.resolve(config.data))
+    folder = Path("runs/step2_bert") / f"prepared-{folder.stem}-{key[:8]}"
+    if n_processes > 1 and not (folder / "manifest.json").exists():
+        first = f"python step2_bert/prepare.py --data {config.data} --out {folder.parent}/prepared"
+        raise UserError(
+            f"several processes need prepared data: {first}; then --data {folder.parent}/prepared"
+        )
+    return corpus.prepare(options, folder).parent
 
 
 if __name__ == "__main__":

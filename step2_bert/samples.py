@@ -1,7 +1,7 @@
 """Prepared samples on disk: opened without being read, handed out as batches.
 
 A prepared directory holds manifest.json, tokenizer/ and, for each split, shards: safetensors files
-with flat `tokens` and the `offsets` that cut them into samples (see corpus.py). Shards are memory
+with flat `tokens` and the `offsets` that cut them into samples (see shards.py). Shards are memory
 mapped, so opening costs nothing and several processes share one copy.
 """
 
@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from common.cli import UserError
 from step2_bert.masking import MaskingOptions, Vocabulary, mask_batch
+from step2_bert.shards import FORMAT
 from step2_bert.tokenizer import load_tokenizer
 
 
@@ -52,6 +53,11 @@ class Samples:
     @property
     def max_seq_len(self) -> int:
         return self.manifest["max_seq_len"]
+
+    @property
+    def source(self) -> dict[str, str]:
+        """What the samples were made of: name, kind and fingerprint of the data."""
+        return {part: self.manifest["source"][part] for part in ("name", "kind", "fingerprint")}
 
     @property
     def tokenizer_dir(self) -> Path:
@@ -128,10 +134,18 @@ class Samples:
         }
 
     def token_counts(self) -> np.ndarray:
-        """How often each token stands in the split, specials left out: (vocab_size,) int64."""
-        counts = sum(
-            np.bincount(shard["tokens"], minlength=self.vocab_size) for shard in self._shards
-        )
+        """How often each token stands in the text of the split: (vocab_size,) int64.
+
+        Special tokens count nothing, and masked ones as what they were.
+        """
+        counts = np.zeros(self.vocab_size, np.int64)
+        for shard in self._shards:
+            tokens = shard["tokens"]
+            if self.static:
+                starts = np.repeat(shard["offsets"][:-1], np.diff(shard["masked_offsets"]))
+                tokens = tokens.copy()
+                tokens[starts + shard["masked_positions"]] = shard["masked_labels"]
+            counts += np.bincount(tokens, minlength=self.vocab_size)
         return np.where(self._vocabulary.is_special, 0, counts)
 
     def fraction(self, share: float, seed: int = 0) -> np.ndarray:
@@ -181,7 +195,7 @@ def read_manifest(directory: Path) -> dict:
         raise UserError(f"{directory}: not a prepared directory (make one with prepare.py)")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-        if manifest["format"] != 1:
+        if manifest["format"] != FORMAT:
             raise UserError(f"{file}: format {manifest['format']} is not ours; prepare again")
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{file}: broken; prepare again") from None

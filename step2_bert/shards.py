@@ -20,11 +20,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from common.cli import UserError
-from step2_bert.masking import STATIC_EPOCH, MaskingOptions, Vocabulary, mask_batch
+from step2_bert.masking import (
+    STATIC_EPOCH,
+    MaskingOptions,
+    Vocabulary,
+    mask_batch,
+    usual_predictions,
+)
 from step2_bert.pairs import sentence_pairs, stretches, truncate
 from step2_bert.sentences import split_sentences
 from step2_bert.tokenizer import load_tokenizer, special_ids
 
+FORMAT = 1  # of a prepared directory; another number cannot be read
 ENCODE_BATCH = 4096  # sentences: bounds the memory of the tokenizer's own bookkeeping
 
 
@@ -70,6 +77,9 @@ class PrepareOptions:
             raise UserError(f"sequence length {self.max_seq_len}: give 8 to 65,536")
         if self.duplication < 1:
             raise UserError("duplication is at least 1")
+        if self.masking.max_predictions is None:
+            most = usual_predictions(self.max_seq_len)
+            object.__setattr__(self, "masking", replace(self.masking, max_predictions=most))
         for name in ("short_probability", "random_next_probability", "heldout_fraction"):
             if not 0 <= getattr(self, name) < 1 + (name != "heldout_fraction"):
                 raise UserError(f"{name} is a share, from 0 to 1")
@@ -134,7 +144,13 @@ def do_chunk(chunk: Chunk) -> dict:
         "tokens": len(shard["tokens"]),
     }
     beside = chunk.file.with_suffix(".part")
-    save_file(shard, beside, {"counts": json.dumps(counts)})
+    try:
+        save_file(shard, beside, {"counts": json.dumps(counts)})
+    except SafetensorError as error:  # what the library makes of a full disk
+        beside.unlink(missing_ok=True)
+        raise UserError(
+            f"{chunk.file}: cannot be written ({error}); free some space and run again to go on"
+        ) from None
     beside.chmod(0o644)  # the library makes it private
     os.replace(beside, chunk.file)
     return counts

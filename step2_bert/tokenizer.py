@@ -90,7 +90,8 @@ def save(tokenizer: Tokenizer, out_dir: str | Path, max_seq_len: int = 512) -> P
     """Write a directory that `transformers.AutoTokenizer.from_pretrained` opens."""
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(out / "tokenizer.json"))
+    # Not its own `save`, which makes a bare Exception of a full disk.
+    (out / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     by_id = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     (out / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in by_id), encoding="utf-8")
     ids = special_ids(tokenizer).values()

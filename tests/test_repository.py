@@ -128,3 +128,10 @@ def test_everything_imported_is_required():
         for top in tops:
             names = {name.replace("_", "-").lower() for name in owners.get(top, [top])}
             assert names & required, f"{name_of(path)} imports {top}: not in requirements.txt"
+
+
+def test_the_readme_shows_what_make_run_does():
+    recipe = (ROOT / "Makefile").read_text().split("\nrun: ")[1].split("\n\n")[0]
+    recipe = recipe.replace("$(bin)/", "").replace("$(bert)", "runs/step2_bert")
+    commands = [line.strip() for line in recipe.splitlines()[1:]]
+    assert len(commands) == 7 and "\n".join(commands) in (ROOT / "README.md").read_text()

@@ -71,9 +71,11 @@ def test_a_flag_beats_the_preset_and_the_preset_beats_the_default():
 def test_the_preset_follows_the_hardware(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert cli.default_preset({"smoke": {}, "cpu": {}, "gpu": {}}) == "gpu"
-    assert cli.default_preset({"smoke": {}, "cpu": {}}) == "smoke"
+    assert cli.default_preset({"smoke": {}, "cpu": {}}) == "cpu"
+    assert cli.default_preset({"smoke": {}, "paper": {}}) == "smoke"
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert cli.default_preset({"smoke": {}, "cpu": {}, "gpu": {}}) == "cpu"
+    assert cli.default_preset({"smoke": {}, "gpu": {}}) == "smoke"
 
 
 def test_a_script_without_presets():
@@ -104,6 +106,7 @@ def test_a_true_switch_has_a_no_flag_and_a_false_one_a_plain_flag():
         (["--tracker", "paper"], "paper"),
         (["--preset", "huge"], "huge"),
         (["--preset"], "smoke, cpu"),
+        (["--seed", "-1"], "--seed -1 must be 0 or more"),
     ],
 )
 def test_a_wrong_flag_is_named_in_one_line(flags, named, capfd):
@@ -171,6 +174,10 @@ def test_the_command_to_resume_is_what_was_typed_and_the_missing_flags(monkeypat
     assert cli.resume_command("runs/a") == cli.command() + " --out runs/a --resume"
     monkeypatch.setattr(sys, "argv", ["x.py", "--out", "runs/b", "--resume"])
     assert cli.resume_command("runs/b") == "python x.py --out runs/b --resume"
+    monkeypatch.setattr(sys, "argv", ["x.py", "--data", "a--out/b--resume"])
+    assert cli.resume_command("c") == "python x.py --data a--out/b--resume --out c --resume"
+    monkeypatch.setattr(sys, "argv", ["x.py", "--out=runs/b", "--resume"])
+    assert cli.resume_command("runs/b") == "python x.py --out=runs/b --resume"
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert cli.command().startswith("torchrun --nproc-per-node 8 x.py")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")

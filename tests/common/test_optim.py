@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from common import optim
+from common.cli import UserError
 
 
 def shares(name, warmup=10, total=100, **options):
@@ -22,7 +23,7 @@ def test_every_schedule_warms_up_to_the_peak_and_never_passes_it(name):
 def test_schedules_have_their_shapes():
     assert shares("linear")[55] == pytest.approx(0.5)
     assert shares("cosine")[55] == pytest.approx(0.5)
-    assert shares("cosine", final=0.1)[-1] == pytest.approx(0.1, abs=1e-3)
+    assert shares("cosine", min_lr_ratio=0.1)[-1] == pytest.approx(0.1, abs=1e-3)
     assert shares("inverse_sqrt")[39] == pytest.approx(math.sqrt(10 / 40))
     wsd = shares("wsd")
     assert wsd[81] == 1.0 and wsd[91] == pytest.approx(0.5)
@@ -31,7 +32,7 @@ def test_schedules_have_their_shapes():
 
 def test_vectors_do_not_decay():
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
-    decayed, spared = optim.decay_groups(model.named_parameters(), 0.1)
+    decayed, spared = optim.decay_groups(model.parameters(), 0.1)
     assert [p.ndim for p in decayed["params"]] == [2] and decayed["weight_decay"] == 0.1
     assert len(spared["params"]) == 3 and spared["weight_decay"] == 0.0
 
@@ -41,6 +42,19 @@ def test_muon_takes_the_matrices_inside_layers_only():
     adamw, muon = optim.build("muon", model, 1e-3)
     assert [tuple(p.shape) for g in muon.param_groups for p in g["params"]] == [(4, 4)]
     assert sum(p.numel() for g in adamw.param_groups for p in g["params"]) == 4 + 9 * 4 + 9
+
+
+def test_muon_finds_the_layers_of_transformers_too():
+    model = nn.ModuleDict({"encoder": nn.ModuleDict({"layer": nn.Sequential(nn.Linear(4, 4))})})
+    assert len(optim.build("muon", model, 1e-3)) == 2
+    with pytest.raises(UserError, match="muon found no weight matrix"):
+        optim.build("muon", nn.ModuleDict({"player": nn.Linear(4, 4)}), 1e-3)
+
+
+def test_each_optimizer_has_its_learning_rate():
+    adamw, muon = optim.build("muon", nn.ModuleDict({"layers": nn.Linear(4, 4)}), 1e-3, 0.05)
+    assert {group["peak_lr"] for group in adamw.param_groups} == {1e-3}
+    assert {group["peak_lr"] for group in muon.param_groups} == {0.05}
 
 
 def test_adamw_is_torchs_adamw_with_the_papers_exclusions():

@@ -119,16 +119,6 @@ def test_an_unfinished_checkpoint_is_none(tmp_path):
     assert run.checkpoints() == []
 
 
-def test_the_same_step_may_be_published_again(tmp_path):
-    run = open_run(tmp_path)
-    for text in ("first", "second"):
-        unfinished = tmp_path / "checkpoints" / ".new"
-        unfinished.mkdir(parents=True)
-        (unfinished / "weights").write_text(text)
-        run.publish_checkpoint(unfinished, 1)
-    assert (run.checkpoints()[0] / "weights").read_text() == "second"
-
-
 def test_writing_replaces_a_file_and_leaves_nothing_beside(tmp_path):
     runs.write_json(tmp_path / "x.json", {"é": 1})
     runs.write_json(tmp_path / "x.json", {"é": 2})
@@ -155,6 +145,7 @@ def test_a_result_says_where_it_comes_from_and_is_the_last_line(tmp_path, capsys
         "value": 1.5, "sd": None, "n": 1, "unit": "nats", "higher_is_better": True
     }  # fmt: skip
     assert values["hardware"]["device"] == "cpu" and values["hardware"]["cores"] >= 1
+    assert values["hardware"]["processes"] == 1
     assert {"command", "commit", "date"} <= values.keys()
     assert capsys.readouterr().out.splitlines()[-1] == f"result: {path}"
     assert run.finished()

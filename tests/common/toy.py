@@ -1,5 +1,7 @@
 """A model small enough to train in milliseconds, with dropout and two targets of unequal count.
 
+Rows have different lengths, and the last batch of an epoch is smaller and odd.
+
 Run as a script it trains under `accelerate launch` too: `python toy.py --out DIR ...`.
 """
 
@@ -27,15 +29,15 @@ PRESETS = {"cpu": dict(batch_size=64, micro_batch_size=64, max_steps=12, precisi
 class Toy(nn.Module):
     def __init__(self, dropout: float = 0.0):
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Dropout(dropout))
+        self.layers = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Dropout(dropout))
         self.word, self.pair = nn.Linear(16, 7), nn.Linear(16, 2)
 
     def forward(self, x):
-        hidden = self.body(x)
+        hidden = self.layers(x)
         return self.word(hidden), self.pair(hidden.mean(1))
 
-    def save(self, folder, tokenizer=None, state_dict=None):
-        save_file(state_dict or self.state_dict(), Path(folder) / "model.safetensors")
+    def save(self, folder, tokenizer=None):
+        save_file(self.state_dict(), Path(folder) / "model.safetensors")
 
     @classmethod
     def load(cls, folder):
@@ -45,21 +47,21 @@ class Toy(nn.Module):
         return model
 
 
-def data(n=640):
+def data(n=619):
     rng = np.random.default_rng(0)
-    return rng.normal(size=(n, 6, 5)), rng.integers(0, 7, (n, 6)), rng.random((n, 6)) < 0.3
+    x, y, mask = rng.normal(size=(n, 6, 5)), rng.integers(0, 7, (n, 6)), rng.random((n, 6)) < 0.3
+    lengths = rng.integers(2, 7, n)
+    return x, y, mask & (np.arange(6) < lengths[:, None]), lengths
 
 
 def make_batch(indices, epoch):
-    x, y, mask = data()
-    dtype = torch.get_default_dtype()
-    mask = torch.from_numpy(mask[indices])
+    x, y, mask, lengths = (torch.from_numpy(part[indices]) for part in data())
     return {
-        "x": torch.from_numpy(x[indices]).to(dtype),
-        "y": torch.from_numpy(y[indices]),
+        "x": x.to(torch.get_default_dtype()),
+        "y": y,
         "mask": mask,
         "targets": {"word": int(mask.sum()), "pair": len(indices)},
-        "tokens": mask.numel(),
+        "tokens": int(lengths.sum()),
     }
 
 
@@ -74,7 +76,7 @@ def losses(model, batch):
     }
 
 
-def main(config: Config):
+def main(config: Config, data_key: str = ""):
     if config.double:
         torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
@@ -84,19 +86,21 @@ def main(config: Config):
     model = Toy(config.dropout)
     if config.double:
         model = model.double()
-    batches = batching.Batches(np.ones(640), batch_size=config.batch_size, seed=config.seed)
-    engine.train(
+    order = dict(batch_size=config.batch_size, seed=config.seed, drop_last=False)
+    state = engine.train(
         model,
         config=config,
         run=run,
         accelerator=accelerator,
-        batches=batches,
+        batches=batching.Batches(data()[3], **order),
         make_batch=make_batch,
         losses=losses,
         evaluate=lambda m: engine.evaluate(m, [make_batch(np.arange(100), 0)], losses),
+        data_key=data_key,
     )
     if accelerator.is_main_process:
         print(f"result: {run.path}")
+    return state
 
 
 if __name__ == "__main__":

@@ -88,6 +88,16 @@ def test_metrics_are_in_nats_and_per_cent():
     assert [name for name in better if not better[name]] == ["mlm_loss", "mlm_perplexity"]
 
 
+def test_static_masks_are_not_counted_as_text(splits):
+    heldout = splits[1]
+    batch = heldout.batch(np.arange(len(heldout)))
+    ids = batch["input_ids"].flatten()
+    ids[batch["masked_positions"]] = batch["masked_labels"]
+    counts = np.bincount(ids, minlength=heldout.vocab_size)
+    counts[:5] = 0
+    assert heldout.static and (heldout.token_counts() == counts).all()
+
+
 def test_the_baseline_is_a_model_that_has_only_biases(splits):
     """All weights zero but the output bias, which is the logarithm of the word counts."""
     train, heldout = splits

@@ -3,6 +3,7 @@ import fcntl
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -305,18 +306,16 @@ def test_the_result_depends_on_the_seed_and_not_on_the_processes(folder, tmp_pat
     assert all(shards(one)[name] != content for name, content in shards(other).items())
 
 
-def test_a_second_run_uses_the_first_until_something_changes(folder, tmp_path):
+def test_a_second_run_uses_the_first_and_another_does_not_replace_it(folder, tmp_path):
     out = run(folder, tmp_path / "out")
     before = {file: file.stat().st_mtime_ns for file in out.iterdir()}
     run(folder, tmp_path / "out")
-    assert {file: file.stat().st_mtime_ns for file in out.iterdir()} == before
-    run(folder, tmp_path / "out", max_seq_len=32)
-    assert Samples.open(out).lengths.max() <= 32
     changed = tmp_path / "text.txt"
     changed.write_text((folder / "text.txt").read_text().replace("D3x", "D4x"))
-    content = shards(run(folder, tmp_path / "out", max_seq_len=32, data=str(changed)))
-    run(folder, tmp_path / "out", max_seq_len=32)
-    assert shards(out) != content
+    for change in ({"max_seq_len": 32}, {"data": str(changed)}):
+        with pytest.raises(UserError, match="holds other prepared data.*choose another --out"):
+            run(folder, tmp_path / "out", **change)
+    assert {file: file.stat().st_mtime_ns for file in out.iterdir()} == before
 
 
 def test_a_killed_run_goes_on_where_it_was(folder, tmp_path):
@@ -376,6 +375,21 @@ def test_a_shard_that_is_not_whole_is_made_again(folder, tmp_path, small_chunks,
     assert shards(run(folder, tmp_path / "out")) == whole
 
 
+def test_a_full_disk_loses_nothing(folder, tmp_path, small_chunks):
+    """A limit on the size of files, which stops a shard in the middle as a full disk does."""
+    whole = shards(run(folder, tmp_path / "whole", duplication=30))
+    largest = max(map(len, whole.values()))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"safetensors: cannot be written.*free some space"):
+            run(folder, tmp_path / "out", duplication=30)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.glob("out/*.part"))
+    assert shards(run(folder, tmp_path / "out", duplication=30)) == whole
+
+
 def test_a_directory_in_use_or_of_others_is_refused(folder, tmp_path):
     (tmp_path / "busy").mkdir()
     handle = os.open(tmp_path / "busy", os.O_RDONLY)
@@ -425,6 +439,13 @@ def test_titles_are_excluded_and_bad_lines_counted(folder, tmp_path):
     manifest = json.loads((out / "manifest.json").read_text())
     assert (manifest["excluded_documents"], manifest["skipped_lines"]) == (2, 1)
     assert sum(split["documents"] for split in manifest["splits"].values()) == 7
+
+
+@pytest.mark.parametrize(("length", "most"), [(32, 20), (128, 20), (129, 20), (512, 77)])
+def test_predictions_follow_the_length(length, most):
+    assert PrepareOptions(max_seq_len=length).masking.max_predictions == most
+    few = MaskingOptions(max_predictions=3)
+    assert PrepareOptions(max_seq_len=length, masking=few).masking.max_predictions == 3
 
 
 # --- the script ----------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Every script as a user runs it, on a few documents: good input, and bad."""
 
+import dataclasses
 import gc
 import importlib
 import json
@@ -7,14 +8,26 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from common import cli
-from step2_bert import benchmark, checkpoint, clock, data_fractions
+from step2_bert import (
+    benchmark,
+    checkpoint,
+    clock,
+    data_fractions,
+    exactness,
+    parity,
+    pretrain,
+    subruns,
+)
+from step2_bert import prepare as prepare_script
 from step2_bert.corpus import prepare
 from step2_bert.model import BertConfig, BertForPreTraining
 from step2_bert.samples import Samples
@@ -103,6 +116,9 @@ def reviews(tmp_path_factory):
 def test_pretraining_leaves_a_model_curves_and_a_result(trained):
     found = result(trained)
     assert list(found["metrics"]) == ["mlm_loss", "mlm_perplexity", "mlm_accuracy", "nsp_accuracy"]
+    assert (found["source"]["name"], found["source"]["kind"]) == ("sotu", "embedded")
+    config = json.loads((trained / "config.json").read_text())
+    assert config["source"] == found["source"] and len(found["source"]["fingerprint"]) == 64
     assert (trained / "curves.png").exists()
     events = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert [e["step"] for e in events if e["event"] == "eval"] == [0, 2, 4]
@@ -138,7 +154,7 @@ def test_slices_and_a_full_disk_change_nothing(data, tmp_path, impl, capfd, monk
     flags += ["--out", tmp_path / "sliced", "--resume"]
     assert call("pretrain", *flags, "--slice-minutes", "1e-9") == 75
     assert "--resume" in capfd.readouterr().err
-    [saved] = tmp_path.glob("sliced/checkpoints/step-*")
+    saved = max(tmp_path.glob("sliced/checkpoints/step-*"))
     if impl == "scratch":
 
         def full(directory, name, content):
@@ -152,6 +168,10 @@ def test_slices_and_a_full_disk_change_nothing(data, tmp_path, impl, capfd, monk
         assert "No space left" in told and f"{saved} is complete" in told
     assert call("pretrain", *flags) == 0
     assert torch.equal(weights(tmp_path / "sliced"), weights(tmp_path / "whole"))
+    # The second task was not trained: its head is not in the checkpoint, and is not scored.
+    flags = ["--preset", "smoke", "--model", tmp_path / "whole" / "model"]
+    assert call("evaluate", *flags, "--out", tmp_path / "scores") == 0
+    assert "nsp_accuracy" not in result(tmp_path / "scores")["metrics"]
 
 
 def test_two_processes_equal_one(data, tmp_path):
@@ -202,6 +222,20 @@ def test_text_is_prepared_on_the_way(tmp_path, monkeypatch):
     assert call("pretrain", *SMALL, *flags, "--batch-size", "4") == 0
     found = result(tmp_path / "runs/step2_bert/pretrain-smoke")
     assert found["dataset"] == "text.txt" and Path(found["prepared"], "manifest.json").exists()
+    # Other text, or other options, go elsewhere.
+    config = pretrain.Config(preset="smoke", data="text.txt", vocab_size=60, max_seq_len=32)
+    folders = {str(pretrain.prepared_data(config)), found["prepared"]}
+    folders.add(str(pretrain.prepared_data(dataclasses.replace(config, max_seq_len=24))))
+    (tmp_path / "text.txt").write_text(text.replace("law", "war"))
+    folders.add(str(pretrain.prepared_data(config)))
+    assert len(folders) == 3  # the first two are the same
+
+
+def test_several_processes_want_prepared_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = pretrain.Config(preset="smoke", data="sotu")
+    with pytest.raises(cli.UserError, match=r"prepare\.py --data sotu --out \S+; then --data"):
+        pretrain.prepared_data(config, n_processes=2)
 
 
 @pytest.mark.parametrize("preset", ["cpu", "gpu", "paper", "paper-10m"])
@@ -219,6 +253,17 @@ def test_the_plan_of_bert_base(capfd):
     told = capfd.readouterr().out
     assert "110.1 M parameters, 1,000,000 steps" in told
     assert "900,000 steps at length 128: 29.5 G tokens, 1.61e+19 FLOPs" in told
+    assert "100,000 steps at length 512: 13.1 G tokens" in told
+    first, second = (line.replace("\\\n", "").split() for line in told.split("python ")[1:])
+    assert first[0].endswith("prepare.py") and second[0].endswith("pretrain.py")
+    options = cli.parse(prepare_script.Config, prepare_script.PRESETS, first[1:])
+    assert (options.max_seq_len, options.max_predictions) == (512, 77)
+    here = cli.parse(pretrain.Config, pretrain.PRESETS, ["--preset", "paper"])
+    then = cli.parse(pretrain.Config, pretrain.PRESETS, second[1:])
+    assert (here.max_steps, here.min_lr_ratio, then.max_steps) == (900_000, 0.1, 100_000)
+    assert (then.learning_rate, then.warmup_ratio, then.min_lr_ratio) == (1e-5, 0, 0)
+    assert round(here.warmup_ratio * here.max_steps) == 10_000
+    assert options.vocab == then.init_from and options.out == then.data
 
 
 def test_a_plan_for_an_unknown_device_prints_only_that(fails, capfd):
@@ -271,6 +316,37 @@ def test_fine_tuning_on_a_file_of_two_columns(trained, reviews, tmp_path, start,
     assert found["metrics"]["accuracy"]["n"] == 2 and found["seeds"] == [0, 1]
     assert found["metrics"]["bag_of_words_accuracy"]["value"] == 100
     assert "8 test sentences" in capfd.readouterr().out
+    assert found["source"]["kind"] == "path" and found["source"]["name"] == str(reviews)
+
+
+def test_fine_tuning_goes_on_as_a_whole(trained, reviews, tmp_path, capfd):
+    """A slice is over all seeds, and the command that goes on is that of all seeds."""
+    flags = ["--preset", "smoke", "--model", trained / "model", "--data", reviews, "--resume"]
+    flags += ["--seeds", "2", "--max-steps", "2", "--precision", "fp32"]
+    assert call("finetune_sentence", *flags, "--out", tmp_path / "whole") == 0
+    sliced = [*flags, "--out", tmp_path / "run", "--slice-minutes", "1e-9"]
+    codes = []
+    while not codes or codes[-1] == 75:
+        capfd.readouterr()
+        codes.append(call("finetune_sentence", *sliced))
+        if codes[-1] == 75:
+            told = capfd.readouterr().err
+            assert "--resume" in told and f"--out {tmp_path}/run " in told and "/seed-" not in told
+    assert set(codes[:-1]) == {75} and codes[-1] == 0
+    scores = [result(tmp_path / name)["metrics"]["accuracy"] for name in ("whole", "run")]
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("text", ["x", "one word each"])
+def test_fine_tuning_on_texts_that_share_no_word(text, trained, tmp_path):
+    words = [f"{text} q{i}z" if text != "x" else f"w{i}" for i in range(40)]
+    rows = "".join(f"{word}\t{i % 2}\n" for i, word in enumerate(words))
+    (tmp_path / "rows.tsv").write_text(rows)
+    flags = ["--preset", "smoke", "--model", trained / "model", "--data", tmp_path / "rows.tsv"]
+    assert call("finetune_sentence", *flags, "--max-steps", "1", "--out", tmp_path / "run") == 0
+    found = result(tmp_path / "run")["metrics"]
+    if text == "x":
+        assert found["bag_of_words_accuracy"] == found["majority_class_accuracy"]
 
 
 def test_fine_tuning_on_rt(trained, tmp_path):
@@ -285,7 +361,7 @@ def test_fine_tuning_on_rt(trained, tmp_path):
 
 
 def test_data_fractions(data, reviews, tmp_path, monkeypatch, capfd):
-    def start(script, folder, **flags):
+    def start(script, folder, budget, **flags):
         flags = [f"--{k.replace('_', '-')}={v}" for k, v in flags.items()]
         assert call(Path(script).stem, "--out", folder, "--resume", *flags) == 0
         return result(folder)
@@ -299,6 +375,101 @@ def test_data_fractions(data, reviews, tmp_path, monkeypatch, capfd):
     assert found["accuracy_equal_steps_100%"] == found["accuracy_equal_epochs_100%"]
     for name in ("curves.png", "curves-equal-steps.png", "curves-equal-epochs.png"):
         assert (tmp_path / "run" / name).exists()
+
+
+def started(folder):
+    """Whether a training has made a step there."""
+    file = folder / "metrics.jsonl"
+    return file.exists() and '"train/mlm_loss"' in file.read_text()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_the_run_inside(signum, data, tmp_path):
+    """Sent to the script alone; the run inside saves, and the script tells how to go on."""
+    script = [sys.executable, str(ROOT / "step2_bert/data_fractions.py"), "--preset", "smoke"]
+    flags = ["--data", str(data), "--max-steps", "100000", "--out", str(tmp_path / "run")]
+    outer = subprocess.Popen([*script, *flags], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    inner = tmp_path / "run" / "steps-0.5"
+    try:
+        until = time.monotonic() + 60
+        while not started(inner) and outer.poll() is None and time.monotonic() < until:
+            time.sleep(0.05)
+        outer.send_signal(signum)
+        told = outer.communicate(timeout=60)[1]
+    finally:
+        outer.kill()
+    assert outer.returncode == 128 + signum, told
+    assert max(inner.glob("checkpoints/step-*")).name > "step-00000000"
+    assert told.splitlines()[-1].endswith(f"--out {tmp_path}/run --resume")
+
+
+def test_a_run_inside_that_ends_early(tmp_path, monkeypatch):
+    """Its slice over, or in error."""
+    monkeypatch.setattr(subruns, "SCRIPTS", tmp_path)
+    (tmp_path / "s.py").write_text("import sys; sys.exit('broken' if sys.argv[1] == 'x' else 75)")
+    with pytest.raises(cli.Interrupted) as stop:
+        subruns.call("s.py", "y")
+    assert stop.value.signum == 0
+    with pytest.raises(cli.UserError, match=r"s\.py: broken; mend it"):
+        subruns.call("s.py", "x", quiet=True)
+
+
+def test_a_slice_is_shared():
+    assert subruns.Slice(None).left() is None
+    assert 0.9 < subruns.Slice(1.0).left() <= 1
+    assert 0 < subruns.Slice(1e-9).left() < 1e-3
+
+
+# -- proofs ----------------------------------------------------------------------------------
+
+
+def test_parity(tmp_path, fails, monkeypatch):
+    flags = ["--preset", "smoke", "--shapes", "1", "--sizes", "tiny"]
+    assert call("parity", *flags, "--out", tmp_path / "run") == 0
+    assert result(tmp_path / "run")["metrics"]["largest_score_difference"]["value"] < 1e-5
+    monkeypatch.setattr(parity, "gradient_difference", lambda ours, theirs: 2e-5)
+    line = fails("parity", *flags, "--out", tmp_path / "wrong")
+    assert "largest gradient difference 2.0e-05 is above 1e-05" in line
+    assert not (tmp_path / "wrong" / "result.json").exists()
+
+
+@pytest.fixture
+def here(monkeypatch, data):
+    """The trainings of exactness.py, on prepared data, in this process; their flags."""
+    flags_seen = []
+
+    def in_this_process(script, *flags, launch=(), quiet=False):
+        if script == "pretrain.py":
+            flags_seen.append(list(map(str, flags)))
+            assert call("pretrain", *flags, "--data", data) == 0
+
+    monkeypatch.setattr(subruns, "call", in_this_process)
+    monkeypatch.setattr(exactness, "killed", lambda folder, flags, kills: kills)
+    return flags_seen
+
+
+def test_exactness(here, tmp_path, fails, monkeypatch):
+    flags = ["--preset", "smoke", "--steps", "1"]
+    assert call("exactness", *flags, "--out", tmp_path / "run") == 0
+    found = result(tmp_path / "run")["metrics"]
+    assert found["22_+_21_+_21"]["value"] < 1e-6 and found["bit_identical_after_kill"]["value"] == 1
+    # Interrupted before its result, it goes on; and nothing killed proves nothing.
+    (tmp_path / "run" / "result.json").unlink()
+    monkeypatch.setattr(exactness, "killed", lambda folder, flags, kills: 0)
+    line = fails("exactness", *flags, "--out", tmp_path / "run", "--resume")
+    assert "before any kill -9" in line and len(here) == 2 * 6
+
+    def train(run, name, flags, launch=()):
+        return {"weight": torch.tensor([1.0 + 2e-6 * (name == "ragged")])}
+
+    monkeypatch.setattr(exactness, "train", train)
+    assert "22 + 21 + 21: weights differ by" in fails("exactness", "--out", tmp_path / "wrong")
+
+
+def test_exactness_kills(data, tmp_path):
+    flags = [*SMALL, "--data", data, "--max-steps", "100000", "--save-minutes", "0"]
+    assert exactness.killed(tmp_path / "run", flags, 1) == 1
+    assert exactness.checkpoints(tmp_path / "run")
 
 
 def measure(data, system):
@@ -320,6 +491,7 @@ def test_the_systems_of_the_benchmark_learn_the_same(data):
 @pytest.mark.parametrize("ladder", [False, True])
 def test_benchmark(data, tmp_path, ladder, monkeypatch, capfd):
     def here(config, name):
+        AcceleratorState._reset_state(True)  # the Trainer before it left its precision there
         return clock.measure(config, systems[name])
 
     systems = clock.LADDER if ladder else clock.SYSTEMS
@@ -429,6 +601,37 @@ def test_a_text_without_a_blank(trained, tmp_path, fails, capfd):
     assert capfd.readouterr().out == ""
 
 
+def test_a_text_longer_than_the_model(data, tmp_path, fails):
+    config = BertConfig.named("tiny", vocab_size=Samples.open(data).vocab_size, max_seq_len=32)
+    BertForPreTraining(config).save(tmp_path / "model")
+    flags = ["--preset", "smoke", "--model", tmp_path / "model", "--data", data]
+    line = fails("evaluate", *flags, "--out", tmp_path / "run", "--text", "[MASK] law" * 40)
+    assert "has 32 positions: shorten it" in line
+
+
+def test_a_checkpoint_without_a_masked_lm_head(trained, data, tmp_path, fails):
+    from transformers import AutoModel
+
+    AutoModel.from_pretrained(trained / "model").save_pretrained(tmp_path / "encoder")
+    flags = ["--preset", "smoke", "--model", tmp_path / "encoder", "--data", data]
+    assert "no masked-LM head" in fails("evaluate", *flags, "--out", tmp_path / "run")
+
+
+def test_a_tokenizer_larger_than_the_checkpoint(data, reviews, tmp_path, fails):
+    config = BertConfig.named("tiny", vocab_size=50, max_seq_len=128)
+    BertForPreTraining(config).save(tmp_path / "model", data / "tokenizer")
+    flags = ["--preset", "smoke", "--model", tmp_path / "model", "--data", reviews]
+    line = fails("finetune_sentence", *flags, "--out", tmp_path / "run")
+    assert "knows 50 tokens, its tokenizer gives 600" in line
+
+
+def test_no_epochs(trained, reviews, tmp_path, fails):
+    flags = ["--preset", "smoke", "--model", trained / "model", "--data", reviews]
+    assert "at least 1" in fails(
+        "finetune_sentence", *flags, "--epochs", "0", "--out", tmp_path / "run"
+    )
+
+
 def test_evaluation_of_a_model_whose_data_nobody_noted(broken, tmp_path, fails):
     assert "give --data" in fails("evaluate", "--model", broken, "--out", tmp_path / "run")
 
@@ -439,6 +642,7 @@ def test_evaluation_of_a_model_whose_data_nobody_noted(broken, tmp_path, fails):
         ("good law\tyes\nbad war\tno\n", "integer label"),
         ("good law\t1\nbad war\t-1\n", "labels are 0, 1, 2"),
         ("good law\t1\n", "at least two"),
+        ("good law\t1\nfine law\t1\n", "all training rows have the label 1"),
         ("text\ttext2\tlabel\na law\ta war\t1\na war\ta law\t0\n", "one text"),
     ],
 )
