@@ -32,6 +32,7 @@ class Run:
     def __init__(self, path: Path, *, main: bool = True):
         self.path = path
         self.main = main
+        self.commit = commit() if main else None  # of the code that starts, not of a later edit
         self._lock = None
 
     @classmethod
@@ -126,7 +127,7 @@ class Run:
         path = self.path / "result.json"
         if self.main:
             fields["hardware"] = hardware()
-            fields |= {"command": cli.command(), "commit": commit()}
+            fields |= {"command": cli.command(), "commit": self.commit}
             fields["date"] = datetime.now(UTC).isoformat(timespec="seconds")
             write_json(path, fields)
             print(f"result: {path}", flush=True)

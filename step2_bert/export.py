@@ -26,44 +26,57 @@ class Config:
     out: str = ""
     """Directory to write."""
     before: tuple[str, ...] = ()
-    """Runs that this one went on from, in order, to be told in the card."""
+    """Runs that this one went on from, in order, to be told in the card; they may be unfinished."""
 
 
 def main(config: Config) -> None:
     if not config.out:
         raise UserError("--out: say where to write the model")
-    folders = [Path(run) for run in (*config.before, config.run)]
-    results = [read_result(folder) for folder in folders]
-    out, last = Path(config.out), folders[-1] / "model"
+    stages = [stage(Path(run)) for run in (*config.before, config.run)]
+    out, last = Path(config.out), Path(config.run) / "model"
+    result = read(Path(config.run) / "result.json")
     model = BertForPreTraining.load(last)
     model.save(out, last, dtype=torch.bfloat16)
-    write_text(out / "README.md", card(out.name, model, results))
+    write_text(out / "README.md", card(out.name, model, stages, result))
     size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
     print(f"{size:.1f} MB, card: {out / 'README.md'}\nresult: {out}")
 
 
-def read_result(folder: Path) -> dict:
-    """The result of a finished run; UserError where there is none."""
-    path = folder / "result.json"
+def read(path: Path) -> dict:
+    """A JSON file of a run; UserError where there is none."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise UserError(f"{path} cannot be read: give a finished run of pretrain.py") from None
+        raise UserError(f"{path} cannot be read: give a run of pretrain.py") from None
 
 
-def card(name: str, model: BertForPreTraining, results: list[dict]) -> str:
+def stage(run: Path) -> str:
+    """A line on what a run did: from its result, or from its last checkpoint if it was stopped."""
+    if (run / "result.json").exists():
+        r = read(run / "result.json")
+        return (
+            f"`{r['command']}`: {r['tokens']:,} tokens of {r['dataset']} in "
+            f"{duration(r['seconds'])} on {hardware(r['hardware'])}, commit {r['commit']}"
+        )
+    newest = max(run.glob("checkpoints/step-*"), default=run)
+    state, config = read(newest / "trainer" / "state.json"), read(run / "config.json")
+    names = ("data", "size", "nsp", "optimizer", "learning_rate", "batch_size", "max_steps", "seed")
+    settings = ", ".join(f"{name} {config[name]}" for name in names)
+    return (
+        f"pretrain.py with {settings}, stopped at step {state['step']:,}: "
+        f"{state['tokens']:,} tokens in {duration(state['seconds'])}"
+    )
+
+
+def card(name: str, model: BertForPreTraining, stages: list[str], last: dict) -> str:
     """The model card, in Markdown with the hub's front matter."""
-    c, last = model.config, results[-1]
+    c = model.config
     parameters = sum(p.numel() for p in model.parameters())
     scores = "\n".join(
         f"| {label(metric, entry)} | {mean_and_sd(entry)} |"
         for metric, entry in last["metrics"].items()
     )
-    stages = "\n".join(
-        f"{i}. `{r['command']}`: {r['tokens']:,} tokens of {r['dataset']} in "
-        f"{duration(r['seconds'])} on {hardware(r['hardware'])}, commit {r['commit']}"
-        for i, r in enumerate(results, start=1)
-    )
+    told = "\n".join(f"{i}. {line}" for i, line in enumerate(stages, start=1))
     return f"""---
 language: en
 license: apache-2.0
@@ -81,7 +94,7 @@ Open it with `transformers.AutoModelForPreTraining.from_pretrained(...)`, or her
 
 ## Training
 
-{stages}
+{told}
 
 ## Scores
 
