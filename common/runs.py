@@ -32,7 +32,7 @@ class Run:
     def __init__(self, path: Path, *, main: bool = True):
         self.path = path
         self.main = main
-        self.commit = commit() if main else None  # of the code that starts, not of a later edit
+        self.commit: str | None = None
         self._lock = None
 
     @classmethod
@@ -50,6 +50,7 @@ class Run:
         return run
 
     def _take(self, config: cli.RunConfig) -> None:
+        self.commit = commit()  # of the code that starts, not of a later edit
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.path / ".lock", "a")  # noqa: SIM115 (held as long as the run)
         try:

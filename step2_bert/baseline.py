@@ -1,13 +1,12 @@
 """Rivals behind our model's interface: the BERT of `transformers`, and ours without its tricks."""
 
-import shutil
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from step2_bert.checkpoint import without
+from step2_bert.checkpoint import copy_tokenizer, without
 from step2_bert.model import BertConfig, BertForPreTraining, BertOutput, next_sentence_sums
 
 
@@ -49,17 +48,15 @@ class HuggingFaceBert(nn.Module):
         hidden = out.hidden_states[-1]
         return BertOutput(hidden, self.hf.bert.pooler(hidden), pairs, **sums)
 
-    def save(self, folder: Path, tokenizer: Path | None = None, state_dict=None) -> None:
+    def save(self, folder: Path, tokenizer: Path | None = None) -> None:
         """Write the directory that `transformers` writes, with the tokenizer's files."""
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        state = state_dict or self.state_dict()
-        state = {name.removeprefix("hf."): value for name, value in state.items()}
-        state = without(self.untrained_parts, state)
+        state = without(self.untrained_parts, self.hf.state_dict())
         self.hf.save_pretrained(folder, state_dict=state)
-        for file in sorted(Path(tokenizer).iterdir()) if tokenizer else ():
-            shutil.copy(file, folder)
+        if tokenizer is not None:
+            copy_tokenizer(tokenizer, folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> "HuggingFaceBert":

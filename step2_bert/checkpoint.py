@@ -88,12 +88,10 @@ def hf_names(name: str) -> list[str]:
     return [name]
 
 
-def hf_state(
-    model: nn.Module, dtype: torch.dtype | None = None, state_dict: dict[str, Tensor] | None = None
-) -> dict[str, Tensor]:
-    """The model's parameters (or those in `state_dict`) under their Hugging Face names."""
+def hf_state(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The model's parameters under their Hugging Face names."""
     state = {}
-    for name, parameter in (state_dict or dict(model.named_parameters())).items():
+    for name, parameter in model.named_parameters():
         names = hf_names(name)
         for hf_name, piece in zip(names, parameter.detach().chunk(len(names)), strict=True):
             state[hf_name] = piece.to("cpu", dtype).contiguous()
@@ -181,6 +179,13 @@ def write(directory: Path, name: str, content: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
+def copy_tokenizer(source: str | Path, directory: str | Path) -> None:
+    """Put the tokenizer files of `source` into `directory`."""
+    for name in TOKENIZER_FILES:
+        if (file := Path(source) / name).is_file():
+            write(Path(directory), name, file.read_bytes())
+
+
 class HuggingFaceFormat:
     """Conversion, saving and loading for a model with a `config` of class `config_class`."""
 
@@ -230,16 +235,15 @@ class HuggingFaceFormat:
         directory: str | Path,
         tokenizer_dir: str | Path | None = None,
         dtype: torch.dtype | None = None,
-        state_dict: dict[str, Tensor] | None = None,
     ) -> None:
         """Write a Hugging Face directory, with the tokenizer files of tokenizer_dir.
 
         Without `untrained_parts` it is, for MLM alone, what `transformers.BertForMaskedLM` writes.
-        dtype casts the weights, e.g. torch.bfloat16; state_dict replaces the model's own weights.
+        dtype casts the weights, e.g. torch.bfloat16.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        state = without(self.untrained_parts, hf_state(self, dtype, state_dict))
+        state = without(self.untrained_parts, hf_state(self, dtype))
         kind = str(next(iter(state.values())).dtype).removeprefix("torch.")
         name = "BertForMaskedLM" if "nsp" in self.untrained_parts else type(self).__name__
         names = {"architectures": [name], "dtype": kind}
@@ -247,9 +251,7 @@ class HuggingFaceFormat:
         write(directory, "model.safetensors", to_bytes(state, metadata={"format": "pt"}))
         write(directory, "config.json", (json.dumps(config, indent=2) + "\n").encode())
         if tokenizer_dir is not None:
-            for name in TOKENIZER_FILES:
-                if (file := Path(tokenizer_dir) / name).is_file():
-                    write(directory, name, file.read_bytes())
+            copy_tokenizer(tokenizer_dir, directory)
 
     @classmethod
     def load(cls, directory: str | Path):
