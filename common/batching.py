@@ -41,6 +41,7 @@ class Batches:
             raise ValueError("give batch_size or max_tokens, not both")
         self.batch_size, self.max_tokens = batch_size, max_tokens
         self.seed, self.bucket, self.shuffle, self.drop_last = seed, bucket, shuffle, drop_last
+        self.size = f"{batch_size} samples" if batch_size else f"at most {max_tokens:,} tokens"
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
         """All batches of one epoch, each an int64 array of sample indices."""

@@ -60,6 +60,10 @@ class TrainConfig(cli.RunConfig):
     """Peak learning rate of AdamW."""
     muon_learning_rate: float = 0.02
     """Peak learning rate of Muon."""
+    adam_beta2: float = 0.999
+    """How slowly AdamW forgets squared gradients."""
+    adam_eps: float = 1e-6
+    """What AdamW adds to the root of squared gradients."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw, or muon for the weight matrices with adamw for the rest."""
     schedule: Literal["linear", "cosine", "inverse_sqrt", "wsd", "constant"] = "linear"
@@ -88,7 +92,7 @@ class TrainConfig(cli.RunConfig):
         sizes = ("batch_size", "micro_batch_size", "max_steps", "eval_every", "log_every")
         for name in (*sizes, "max_minutes", "slice_minutes"):
             cli.check(self, name, "above 0", lambda value: value > 0)
-        for name in ("warmup_ratio", "min_lr_ratio"):
+        for name in ("warmup_ratio", "min_lr_ratio", "adam_beta2"):
             cli.check(self, name, "between 0 and 1", lambda value: 0 <= value <= 1)
 
 
@@ -167,6 +171,8 @@ class Trainer:
     each divided by the global count of its target, and added."""
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     """model -> held-out means, called every `config.eval_every` steps and at the end."""
+    stop: Callable[[list[dict[str, Any]]], bool] | None = None
+    """Events of the evaluations so far -> whether training ends here, before its last step."""
     tokenizer: Path | None = None
     """Tokenizer files, which every checkpoint carries."""
     data_key: str = ""
@@ -191,7 +197,9 @@ class Trainer:
         if checkpoint:
             model.load_state_dict(type(model).load(checkpoint).state_dict())
         rates = (config.learning_rate, config.muon_learning_rate)
-        built = optim.build(config.optimizer, model, *rates, weight_decay=config.weight_decay)
+        adam = dict(betas=(0.9, config.adam_beta2), eps=config.adam_eps)
+        decay = config.weight_decay
+        built = optim.build(config.optimizer, model, *rates, weight_decay=decay, **adam)
         if config.compile:
             model.compile(dynamic=True)
         self.model, *self.optimizers = accelerator.prepare(model, *built, device_placement=None)
@@ -269,6 +277,8 @@ class Trainer:
                     pause = time.monotonic()
                     self._evaluate()
                     time_at_log += time.monotonic() - pause
+                    if not last and self._enough():
+                        state.total_steps, last = state.step, True
                 if last:
                     break
         self._save()
@@ -367,7 +377,7 @@ class Trainer:
         parameters = sum(p.numel() for p in self.plain.parameters())
         self._say(
             f"{parameters / 1e6:.2f} M parameters · {state.total_steps:,} steps of "
-            f"{config.batch_size} samples · {self.world} process(es) on {self.device}"
+            f"{self.batches.size} · {self.world} process(es) on {self.device}"
         )
 
     def _measure(self, precision: str, warm: int = 2, repeats: int = 6) -> float:
@@ -410,6 +420,16 @@ class Trainer:
         self._log("eval", means, prefix="heldout")
         told = ", ".join(f"{words(name)} {means[name]:.3f}" for name in in_order(means))
         self._say(f"step {self.state.step:>6,}  held-out {told}")
+
+    def _enough(self) -> bool:
+        """What `stop` says, as the main process, which alone reads the metrics, has it."""
+        if self.stop is None:
+            return False
+        evaluations = [event for event in self.run.metrics() if event["event"] == "eval"]
+        (enough,) = self._from_main(self.stop(evaluations))
+        if enough:
+            self._say(f"stopped early at step {self.state.step:,}")
+        return enough
 
     def _log(self, event: str, means: dict[str, float], prefix: str = "train", **more) -> None:
         state = self.state

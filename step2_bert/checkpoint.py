@@ -7,7 +7,6 @@ ever unpickled.
 import importlib.util
 import json
 import logging
-import os
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from common.cli import UserError
+from common.runs import write_bytes, write_json
 
 CONFIG_NAMES = {
     "vocab_size": "vocab_size",
@@ -169,21 +169,11 @@ def read(directory: str | Path) -> tuple[dict, dict[str, Tensor]]:
         raise UserError(f"{weights} is truncated or damaged ({error})") from error
 
 
-def write(directory: Path, name: str, content: bytes) -> None:
-    """Write beside, then rename: a full disk or a kill leaves the previous file whole."""
-    beside = directory / f".{name}.tmp"
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, directory / name)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def copy_tokenizer(source: str | Path, directory: str | Path) -> None:
     """Put the tokenizer files of `source` into `directory`."""
     for name in TOKENIZER_FILES:
         if (file := Path(source) / name).is_file():
-            write(Path(directory), name, file.read_bytes())
+            write_bytes(Path(directory) / name, file.read_bytes())
 
 
 class HuggingFaceFormat:
@@ -248,8 +238,8 @@ class HuggingFaceFormat:
         name = "BertForMaskedLM" if "nsp" in self.untrained_parts else type(self).__name__
         names = {"architectures": [name], "dtype": kind}
         config = {**names, **FIXED, **self.hf_config()}
-        write(directory, "model.safetensors", to_bytes(state, metadata={"format": "pt"}))
-        write(directory, "config.json", (json.dumps(config, indent=2) + "\n").encode())
+        write_bytes(directory / "model.safetensors", to_bytes(state, metadata={"format": "pt"}))
+        write_json(directory / "config.json", config)
         if tokenizer_dir is not None:
             copy_tokenizer(tokenizer_dir, directory)
 

@@ -230,6 +230,19 @@ def test_slices_equal_the_whole(tmp_path, optimizer):
 
 
 @pytest.mark.parametrize("command", [TOY, TWO], ids=["one process", "two"])
+def test_an_early_stop_is_an_end(tmp_path, command):
+    flags = ["--out", tmp_path / "run", "--eval-every", "2", "--stop-at", "4"]
+    told = subprocess.run([*command, *flags], check=True, capture_output=True, text=True)
+    assert "stopped early at step 6" in told.stdout
+    assert checkpoints(tmp_path / "run")[-1].name == "step-00000006"
+    before = weights(tmp_path / "run")
+    state = run(tmp_path / "run", eval_every=2, stop_at=4, resume=True)
+    assert state.step == state.total_steps == 6
+    assert torch.equal(weights(tmp_path / "run"), before)
+    assert not torch.equal(train(tmp_path / "whole", eval_every=2), before)
+
+
+@pytest.mark.parametrize("command", [TOY, TWO], ids=["one process", "two"])
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, command):
     """Files may hold 4,000 bytes: the weights fit, AdamW's moments after the first step do not."""
     out = tmp_path / "run"

@@ -21,6 +21,7 @@ from common.runs import Run
 class Config(engine.TrainConfig):
     dropout: float = 0.0
     double: bool = True
+    stop_at: int = 1000  # evaluations
 
 
 PRESETS = {"cpu": dict(batch_size=64, micro_batch_size=64, max_steps=12, precision="fp32")}
@@ -96,6 +97,7 @@ def main(config: Config, data_key: str = ""):
         make_batch=make_batch,
         losses=losses,
         evaluate=lambda m: engine.evaluate(m, [make_batch(np.arange(100), 0)], losses),
+        stop=lambda evaluations: len(evaluations) >= config.stop_at,
         data_key=data_key,
     )
     if accelerator.is_main_process:
