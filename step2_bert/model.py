@@ -1,12 +1,11 @@
 """BERT from scratch: Devlin et al. 2018, arXiv:1810.04805 ("the paper"), on the encoder of
 "Attention is all you need", Vaswani et al. 2017, arXiv:1706.03762.
 
-Read from top to bottom: config, embeddings, attention, layer, encoder, the two pretraining heads,
-the two models. Letters in shapes: B sequences, T tokens, d = d_model, h heads, V = vocab_size,
-M masked positions in the whole batch.
+Attention, dropout and the loss are step 1's. What BERT adds is here, from top to bottom: config,
+embeddings, layer, encoder, the two pretraining heads, the two models. Letters in shapes: B
+sequences, T tokens, d = d_model, h heads, V = vocab_size, M masked positions in the whole batch.
 """
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from step1_transformer.attention import KINDS, MultiHeadAttention
+from step1_transformer.layers import Dropout
+from step1_transformer.loss import LinearCrossEntropy
 from step2_bert.checkpoint import HuggingFaceClassifierFormat, HuggingFaceFormat
 
 SIZES = {  # name: (n_layers, d_model, n_heads); base and large: section 3, the others: 1908.08962
@@ -40,12 +42,12 @@ class BertConfig:
     layer_norm_eps: float = 1e-12
     pad_token_id: int | None = 0
     initializer_range: float = 0.02
-    attention: str = "auto"  # explicit on the CPU, where it is faster; PyTorch's fused elsewhere
+    attention: str = "auto"  # "explicit", "fused" (PyTorch's kernel), or whichever is faster
 
     def __post_init__(self):
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
-        if self.attention not in ("auto", "explicit", "fused"):
+        if self.attention not in KINDS:
             raise ValueError(f"attention is {self.attention!r}, not auto, explicit or fused")
 
     @classmethod
@@ -56,33 +58,6 @@ class BertConfig:
         n_layers, d_model, n_heads = SIZES[size]
         shape = {"n_layers": n_layers, "d_model": d_model, "n_heads": n_heads, "d_ff": 4 * d_model}
         return cls(**{**shape, **overrides})
-
-
-def drop(x: Tensor, p: float) -> Tensor:
-    """Inverted dropout: zero with probability p (to 1/65536), the rest scaled to keep the mean.
-
-    On the CPU, F.dropout spends more time on its random numbers than some layers on their matrix
-    products; 16 random bits an element, four elements a draw, are four times cheaper.
-    """
-    if p == 0.0:
-        return x
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return F.dropout(x, p)
-    threshold = round(p * 2**16)
-    bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    keep = bits.view(torch.int16)[: x.numel()].view(x.shape) >= threshold - 2**15
-    return x * keep.to(x.dtype).mul_(2**16 / (2**16 - threshold))
-
-
-class Dropout(nn.Module):
-    """`drop` in training, nothing in evaluation."""
-
-    def __init__(self, p: float):
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: Tensor) -> Tensor:
-        return drop(x, self.p) if self.training else x
 
 
 class Embeddings(nn.Module):
@@ -110,36 +85,6 @@ class Embeddings(nn.Module):
         return self.dropout(x)  # (B, T, d)
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention (1706.03762, section 3.2.2); Q, K and V come from one product."""
-
-    def __init__(self, config: BertConfig):
-        super().__init__()
-        self.n_heads = config.n_heads
-        self.dropout = config.attention_dropout
-        self.kind = config.attention
-        self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
-        self.out = nn.Linear(config.d_model, config.d_model)
-
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        B, T, d = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.n_heads, d // self.n_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, h, T, d/h)
-        p = self.dropout if self.training else 0.0
-        explicit = x.device.type == "cpu" if self.kind == "auto" else self.kind == "explicit"
-        attend = scaled_dot_product if explicit else F.scaled_dot_product_attention
-        heads = attend(q, k, v, mask, p).transpose(1, 2)  # (B, T, h, d/h)
-        return self.out(heads.reshape(B, T, d))
-
-
-def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) -> Tensor:
-    """Attention(Q, K, V) = softmax(Q K^T / sqrt(d_k)) V (1706.03762, equation 1)."""
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, h, T, T)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    return drop(scores.softmax(-1), p) @ v  # (B, h, T, d/h)
-
-
 class FeedForward(nn.Module):
     """FFN(x) = GELU(x W1 + b1) W2 + b2 (1706.03762, equation 2, with GELU for ReLU)."""
 
@@ -157,14 +102,15 @@ class Layer(nn.Module):
 
     def __init__(self, config: BertConfig):
         super().__init__()
-        self.attention = SelfAttention(config)
+        parts = (config.d_model, config.n_heads, config.attention_dropout, config.attention)
+        self.attention = MultiHeadAttention(*parts)
         self.attention_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
         self.feed_forward = FeedForward(config)
         self.feed_forward_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        x = self.attention_norm(x + self.dropout(self.attention(x, mask)))
+        x = self.attention_norm(x + self.dropout(self.attention(x, mask=mask)))
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
 
 
@@ -214,49 +160,6 @@ class MaskedLMHead(nn.Module):
 
     def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
         return F.linear(self.transform(hidden), embedding, self.bias)  # (..., d) -> (..., V)
-
-
-class LinearCrossEntropy(torch.autograd.Function):
-    """sum_m -log softmax(x_m W^T + b)[label_m], and how many rows score their label best.
-
-    x (M, d), W (V, d), b (V,), labels (M,). Written out because the (M, V) scores are most of a
-    small BERT's work: one buffer, in the matrix product's own precision, is in turn the scores,
-    their exponentials and their gradient. A tie for the best score (bf16 has them) is half a hit.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor):
-        device = x.device.type
-        at_label = torch.arange(len(labels), device=x.device), labels
-        if torch.is_autocast_enabled(device):
-            x, weight, bias = (t.to(torch.get_autocast_dtype(device)) for t in (x, weight, bias))
-        with torch.autocast(device, enabled=False):
-            scores = torch.addmm(bias, x, weight.t())  # (M, V)
-            own = scores[at_label]  # (M,)
-            scores[at_label] = -math.inf
-            rival = scores.amax(-1)
-            best = torch.maximum(own, rival)
-            exp = scores.sub_(best[:, None]).exp_()  # 0 at the label
-            others = exp.sum(-1)
-            wide = torch.promote_types(scores.dtype, torch.float32)
-            total = others.to(wide) + (own - best).to(wide).exp()
-            loss = (total.log() + (best - own)).sum()
-            hits = ((own > rival).float() + (own >= rival).float()).sum() / 2
-            # d loss / d score = softmax - onehot = exp / total, but at the label -others / total
-            exp[at_label] = -others
-        ctx.save_for_backward(x, weight, exp, total)
-        ctx.mark_non_differentiable(hits)
-        return loss, hits
-
-    @staticmethod
-    def backward(ctx, grad: Tensor, _):
-        x, weight, grad_scores, total = ctx.saved_tensors
-        with torch.autocast(x.device.type, enabled=False):
-            scale = grad / total[:, None]  # (M, 1)
-            grad_x = (grad_scores @ weight) * scale
-            grad_weight = grad_scores.t() @ (x * scale).to(x.dtype)
-            grad_bias = grad_scores.t() @ scale.to(x.dtype)
-        return grad_x, grad_weight, grad_bias.squeeze(1), None
 
 
 class BertOutput(NamedTuple):
@@ -327,7 +230,8 @@ class BertForPreTraining(HuggingFaceFormat, nn.Module):
             out = out._replace(mlm_logits=self.mlm(hidden, embedding))
         else:
             masked = self.mlm.transform(hidden.flatten(0, 1)[masked_positions])  # (M, d)
-            loss, hits = LinearCrossEntropy.apply(masked, embedding, self.mlm.bias, masked_labels)
+            parts = (masked, embedding, self.mlm.bias, masked_labels)
+            loss, _, hits = LinearCrossEntropy.apply(*parts, 0.0)
             out = out._replace(mlm_loss_sum=loss, mlm_correct=hits)
         return out._replace(**next_sentence_sums(out.nsp_logits, is_random_next))
 

@@ -7,13 +7,7 @@ from torch.nn import functional as F
 
 from common.cli import UserError
 from step2_bert import checkpoint
-from step2_bert.model import (
-    BertConfig,
-    BertForPreTraining,
-    BertForSequenceClassification,
-    LinearCrossEntropy,
-    drop,
-)
+from step2_bert.model import BertConfig, BertForPreTraining, BertForSequenceClassification
 
 torch.set_num_threads(1)
 
@@ -57,37 +51,6 @@ def test_wrong_configs_are_refused():
 def test_more_tokens_than_positions():
     with pytest.raises(ValueError, match="13 tokens, but the model has only 12 positions"):
         BertForPreTraining(SMALL)(torch.zeros(1, 13, dtype=torch.long))
-
-
-@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
-def test_linear_cross_entropy_is_exact(dtype, rtol):
-    torch.manual_seed(0)
-    x, weight, bias = (torch.randn(s, dtype=dtype) for s in ((50, 8), (97, 8), (97,)))
-    labels = torch.randint(97, (50,))
-    leaves = [t.requires_grad_() for t in (x, weight, bias)]
-
-    loss, hits = LinearCrossEntropy.apply(x, weight, bias, labels)
-    got = torch.autograd.grad(loss / 3, leaves)
-    scores = F.linear(x, weight, bias)
-    plain = F.cross_entropy(scores, labels, reduction="sum")
-    want = torch.autograd.grad(plain / 3, leaves)
-
-    torch.testing.assert_close(loss, plain, rtol=rtol, atol=0)
-    for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a, b, rtol=10 * rtol, atol=10 * rtol)
-    assert hits == (scores.argmax(-1) == labels).sum()
-
-
-def test_linear_cross_entropy_survives_certainty_and_ties():
-    weight, bias = torch.eye(4).requires_grad_(), torch.zeros(4)
-    x = torch.tensor([[900.0, 0, 0, 0], [-900.0, 0, 0, 0], [1.0, 1.0, 0, 0]])
-    loss, hits = LinearCrossEntropy.apply(x, weight, bias, torch.tensor([0, 0, 1]))
-    torch.testing.assert_close(
-        loss, F.cross_entropy(x, torch.tensor([0, 0, 1]), reduction="sum"), rtol=1e-6, atol=0
-    )
-    assert hits == 1.5  # sure and right, sure and wrong, a tie
-    loss.backward()
-    assert weight.grad.isfinite().all()
 
 
 def big_tensors(model, batch) -> list[tuple]:
@@ -136,22 +99,6 @@ def test_bf16_training_step_is_close_to_fp32():
         loss.backward()
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert F.cosine_similarity(*grads, dim=0) > 0.999
-
-
-@pytest.mark.parametrize("p", [0.1, 0.5])
-def test_dropout_zeroes_p_and_keeps_the_mean(p):
-    torch.manual_seed(0)
-    x = torch.ones(1001, 1003, requires_grad=True)  # an odd count: the last draw is used in part
-    y = drop(x, p)
-    n = x.numel()
-    spread = (p * (1 - p) / n) ** 0.5
-    assert abs((y == 0).sum() / n - p) < 5 * spread
-    assert abs(y.mean() - 1) < 5 * spread / (1 - p)
-    for other in (y.roll(1, 1), y.roll(4, 1), y.roll(1, 0)):  # neighbours fall independently
-        assert abs(((y == 0) & (other == 0)).sum() / n - p * p) < 5 * spread
-    y.sum().backward()
-    assert torch.equal(x.grad, y.detach())
-    assert torch.equal(drop(x, 0.0), x)
 
 
 def test_dropout_only_in_training():
