@@ -14,9 +14,10 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +48,11 @@ class PrepareOptions:
     max_seq_len: int = 256
     truncate: bool = False
     skip_bad_lines: bool = False
+
+    @classmethod
+    def of(cls, config: Any) -> "PrepareOptions":
+        """The options among a script's flags."""
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
 
 
 def key_of(options: PrepareOptions) -> str:

@@ -3,23 +3,24 @@
 python step1_transformer/train.py                              King James to basic English, minutes
 python step1_transformer/train.py --data copy --preset smoke   first of all: can it copy digits?
 python step1_transformer/train.py --data multi30k --source de --target en
-python step1_transformer/train.py --data news.de,news.en       two aligned files; or a .tsv
-accelerate launch --num_processes 8 step1_transformer/train.py --preset paper   WMT 2014, base
+python step1_transformer/train.py --data a.de,a.en             two aligned files; or a .tsv
+accelerate launch --num_processes 8 step1_transformer/train.py --preset paper   [--plan h100]
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from common import batching, cli, data, engine, runs
 from step1_transformer import averaging, corpus, objective
+from step1_transformer.budget import PlanFlags, print_plan
 from step1_transformer.corpus import Corpus, PrepareOptions
 from step1_transformer.model import Transformer, TransformerConfig
 
 
 @dataclass
-class Config(engine.TrainConfig):
+class Config(engine.TrainConfig, PlanFlags):
     data: str = "kjv-bbe"
     """multi30k, wmt14, kjv-bbe, kjv-web, copy; a folder, a .tsv, two files a.de,b.en; prepared."""
     source: str = ""
@@ -95,6 +96,8 @@ PRESETS = {
 
 
 def main(config: Config) -> None:
+    if config.plan:
+        return print_plan(config, shape(config, config))
     accelerator = engine.accelerator(config)
     main_process = accelerator.is_main_process
     run = runs.Run.open(config, f"step1_transformer/train-{config.preset}", main=main_process)
@@ -103,9 +106,7 @@ def main(config: Config) -> None:
 
     # Data
     with accelerator.main_process_first():
-        names = [field.name for field in fields(PrepareOptions)]
-        options = PrepareOptions(**{name: getattr(config, name) for name in names})
-        folder = corpus.prepared(options, Path("runs/step1_transformer"))
+        folder = corpus.prepared(PrepareOptions.of(config), Path("runs/step1_transformer"))
     train, dev, test = (Corpus.open(folder, split) for split in ("train", "dev", "test"))
     if main_process:
         data.record(run.path, train.source | {"languages": train.languages}, "data_source")
@@ -114,7 +115,6 @@ def main(config: Config) -> None:
     # Model
     engine.seed_everything(config.seed)
     model = Transformer(shape(config, train))
-    objective.check_fit(model, train, "the model")
 
     # Train, keeping the weights of each evaluation
     snapshots = averaging.Snapshots(run.path / "snapshots", keep=config.average)
@@ -181,14 +181,14 @@ def main(config: Config) -> None:
         )
 
 
-def shape(config: Config, train: Corpus) -> TransformerConfig:
-    """The size's shape with what the flags say otherwise."""
+def shape(config: Config, data: Corpus | Config) -> TransformerConfig:
+    """The size's shape with what the flags say otherwise, for the data's vocabulary and length."""
     names = ("d_model", "n_heads", "d_ff", "norm", "positions", "dropout")
     parts = {name: getattr(config, name) for name in names}
-    parts |= dict(n_encoder_layers=config.n_layers, n_decoder_layers=config.n_layers)
+    parts |= {f"n_{side}_layers": config.n_layers for side in ("encoder", "decoder")}
     parts |= dict(attention_dropout=config.dropout, ff_dropout=config.dropout)
     parts = {name: value for name, value in parts.items() if value is not None}
-    parts |= dict(vocab_size=train.vocab_size, max_seq_len=train.max_seq_len)
+    parts |= dict(vocab_size=data.vocab_size, max_seq_len=data.max_seq_len)
     try:
         return TransformerConfig.named(config.size, **parts)
     except ValueError as error:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from common import batching, cli, data, engine, runs
 from common.cli import UserError
+from step1_transformer.budget import PlanFlags
 from step2_bert import corpus, objective
 from step2_bert.baseline import HuggingFaceBert
 from step2_bert.budget import print_plan
@@ -22,7 +23,7 @@ from step2_bert.samples import Samples
 
 
 @dataclass
-class Config(engine.TrainConfig):
+class Config(engine.TrainConfig, PlanFlags):
     data: str = "sotu+imdb"
     """A directory made by prepare.py; or a name, file or folder, which is then prepared first."""
     size: Literal["tiny", "mini", "small", "medium", "base", "large"] = "tiny"
@@ -41,14 +42,6 @@ class Config(engine.TrainConfig):
     """Size of the WordPiece vocabulary, where it is trained here."""
     fraction: float = 1.0
     """Share of the training samples to use."""
-    plan: str = ""
-    """Print parameters, FLOPs, memory, hours and cost on this device (h100, a100, ...) and stop."""
-    n_devices: int = 8
-    """Devices of the plan."""
-    utilisation: float = 0.4
-    """Share of peak FLOP/s that the plan assumes."""
-    price: float = 3.0
-    """Price of a device hour in the plan, in your currency."""
     long_share: float = 0.0
     """Share of all steps that the plan leaves to a second run, at length 512."""
 

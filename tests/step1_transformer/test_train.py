@@ -231,3 +231,14 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(trained):
     short = Transformer(TransformerConfig.named("tiny", **vocabulary, **shape))
     with pytest.raises(cli.UserError, match="has 4 positions"):
         objective.check_fit(short, corpus, "short")
+
+
+@pytest.mark.parametrize(("preset", "parameters"), [("paper", "63.1 M"), ("paper-big", "214.2 M")])
+def test_a_plan_starts_nothing(preset, parameters, tmp_path, capfd, monkeypatch):
+    """The paper counts 65 M and 213 M parameters (table 3), with its vocabulary."""
+    monkeypatch.chdir(tmp_path)
+    assert call("--preset", preset, "--plan", "h100") == 0
+    told = capfd.readouterr().out
+    assert parameters in told
+    assert all(word in told for word in ("steps", "FLOPs", "GB", "hours", "cost"))
+    assert not list(tmp_path.iterdir())
