@@ -1,85 +1,36 @@
-"""Our Transformer against the one of PyTorch's own modules, side by side in one run.
+"""Our Transformer against one built from PyTorch's own modules, side by side in one run.
 
     python step1_transformer/benchmark.py
-    python step1_transformer/benchmark.py --data multi30k --widths 256 --lengths 16
+    python step1_transformer/benchmark.py --data multi30k --source de --target en
     python step1_transformer/benchmark.py --widths 512 --lengths 128 --precision fp32 --rounds 9
 
-Both have the same weights, and are first held against each other: scores, and the losses of three
-training steps. Then four races: the forward pass; a training step (forward, label-smoothed loss,
+Both start from the same weights, and are first held against each other: scores, and the losses of
+three training steps. Then come the races: the forward pass; a training step (forward, loss,
 backward, clip, AdamW) on rows of one length; the same on real sentences, shuffled and padded or in
-length buckets; and greedy decoding, where nn.Transformer has to compute the whole prefix for each
-token. Systems take turns; a ratio is the median over the rounds, with the least and the largest.
+length buckets; and greedy decoding, where nn.Transformer must compute the whole prefix for each
+token. Systems take turns; a ratio is the median over the rounds, and its range stands beside.
 """
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from common import batching, cli, data, engine, runs
-from common.cli import UserError
+from common import cli, data, runs
 from common.runs import metric
-from step1_transformer import corpus, decoding, rivals
+from step1_transformer import corpus
 from step1_transformer.corpus import Corpus, PrepareOptions
-from step1_transformer.race import Race, draw, table, take_turns
+from step1_transformer.race import Race, draw, table
+from step1_transformer.races import Config, Races
 
-LARGEST_DIFFERENCE = {"fp32": 1e-4, "bf16": 0.2}  # scores have a standard deviation of 1
 GOALS = {"training step": 1.0, "real lengths": 1.3, "decoding": 10.0}  # times as fast, at least
-
-
-@dataclass
-class Config(cli.RunConfig):
-    data: str = "kjv-bbe"
-    """Where real sentences come from: all that train.py takes, or a prepared directory."""
-    widths: tuple[int, ...] = (128, 256, 512)
-    """d_model of the models in the first two races."""
-    lengths: tuple[int, ...] = (16, 64, 128)
-    """Tokens of each side's rows in the first two races."""
-    width: int = 256
-    """d_model on real lengths and in decoding."""
-    layers: int = 2
-    """Layers of the encoder, and of the decoder."""
-    vocab_size: int = 8192
-    """Size of the joint vocabulary."""
-    dropout: float = 0.1
-    """Dropout of all systems."""
-    batch_tokens: int = 1024
-    """Tokens of each side in a batch; on real lengths their mean, without padding."""
-    batches: int = 16
-    """Batches of real sentences."""
-    sentences: int = 16
-    """Rows that are decoded together."""
-    new_tokens: int = 128
-    """Tokens that decoding writes."""
-    precision: Literal["fp32", "bf16", "both"] = "both"
-    """Precision of all systems; bf16 is autocast."""
-    rounds: int = 5
-    """Times that the systems take turns."""
-    seconds: float = 0.2
-    """Length of a turn (s); a call is never cut short."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("width", "layers", "batch_tokens", "batches", "sentences", "new_tokens",
-                     "rounds", "seconds"):  # fmt: skip
-            cli.check(self, name, "above 0", lambda value: value > 0)
-        for name, least in (("widths", 2), ("lengths", 1)):
-            cli.check(self, name, f"{least} or more", lambda v, n=least: v and min(v) >= n)
-        for width in (*self.widths, self.width):
-            if width % rivals.heads(width):
-                raise UserError(f"width {width} is not a multiple of {rivals.heads(width)} heads")
-
 
 PRESETS = {
     "smoke": dict(data="copy", vocab_size=300, widths=(32, 64), lengths=(4, 16), width=32, layers=1,
                   batch_tokens=64, batches=4, sentences=2, new_tokens=8, rounds=2, seconds=0.01),
     "cpu": {},
-    "gpu": dict(widths=(256, 512, 1024), width=512, layers=6, batch_tokens=16_384, sentences=64),
+    "gpu": dict(widths=(256, 512, 1024), width=512, layers=6, batch_tokens=16_384, sentences=64,
+                precision="bf16"),
 }  # fmt: skip
 
 
@@ -88,51 +39,64 @@ def main(config: Config) -> None:
     if run.finished():
         return
     started, device = time.monotonic(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    options = PrepareOptions(config.data, "", "", config.vocab_size)
+    options = PrepareOptions(config.data, config.source, config.target, config.vocab_size)
     train = Corpus.open(corpus.prepared(options, Path("runs/step1_transformer")))
     data.record(run.path, train.source | {"languages": train.languages}, "data_source")
     precisions = ("fp32", "bf16") if config.precision == "both" else (config.precision,)
-    course = Course(config, device, train)
-    largest, races = {}, []
+    both = Races(config, train, device)
+
+    # Are they the same model?
+    differences = {}
+    print("largest difference of scores and losses")
     for precision in precisions:
         for width in sorted({*config.widths, config.width}):
-            largest[f"{precision}, width {width}"] = course.difference(width, precision)
-    for precision in precisions:
-        for width in config.widths:
-            for length in config.lengths:
-                races += [r(width, length, precision) for r in (course.forward, course.training)]
-    for precision in precisions:
-        races += [course.real_lengths(precision), course.decoding(precision)]
+            place = f"width {width}, {precision}"
+            differences[place] = both.difference(width, precision)
+            print(f"  {place:18}{differences[place]:.1e}", flush=True)
 
-    print("\nlargest difference of scores and losses")
-    for name, value in largest.items():
-        print(f"  {name:20} {value:.1e}")
+    # Race
+    plan = [
+        (race, width, length, precision)
+        for race in (both.forward, both.training)
+        for precision in precisions
+        for width in config.widths
+        for length in config.lengths
+    ]
+    plan += [(race, precision) for race in (both.real_lengths, both.decoding)
+             for precision in precisions]  # fmt: skip
+    races: list[Race] = []
+    with runs.progress(len(plan), desc="racing", unit=" races") as bar:
+        for race, *where in plan:
+            races.append(race(*where))
+            bar.update()
+
+    # Say who won
     print(f"\n{table(races)}\n")
     metrics = {}
     for what, goal in GOALS.items():
-        slowest = min((race for race in races if race.what == what), key=Race.ratio)
-        told = "reached" if slowest.ratio() >= goal else "not reached"
-        where = f"{slowest.ratio():.2f}x at {slowest.place}"
-        print(f"{what + ', slowest:':25} {where}, goal {goal:g}x: {told}")
-        ratio = metric(slowest.ratio(), n=config.rounds, unit="x")
-        metrics[f"slowest_{what.replace(' ', '_')}"] = ratio
+        worst = min((race for race in races if race.what == what), key=Race.ratio)
+        told = "reached" if worst.ratio() >= goal else "not reached"
+        print(f"{what + ', least:':22}{worst.ratio():6.2f}x at {worst.place}; goal {goal}x {told}")
+        metrics[f"{what.replace(' ', '_')}/least_ratio"] = metric(
+            worst.ratio(), sd=worst.spread(), n=config.rounds, unit="x"
+        )
     for race in races:
-        for name in list(race.seconds)[1:]:
-            key = f"{race.what}, {race.place}, {name}".replace(", ", "/").replace(" ", "_")
-            metrics[key] = metric(race.ratio(name), sd=race.sd(name), n=config.rounds, unit="x")
-    draw(races, GOALS, run.path / "curves.png")
+        for system in race.others:
+            name = f"{race.what}/{race.place}/{system}".replace(", ", "_").replace(" ", "_")
+            ratio = dict(sd=race.spread(system), n=config.rounds, unit="x")
+            metrics[name] = metric(race.ratio(system), **ratio)
     runs.write_json(run.path / "rounds.json", [vars(race) for race in races])
-    print(f"\nrounds: {run.path}/rounds.json\nfigure: {run.path}/curves.png")
+    draw(races, GOALS, run.path / "curves.png")
     run.result(
         step="step1_transformer",
         script="benchmark",
         system="our Transformer against nn.Transformer",
         preset=config.preset,
-        dataset=f"random tokens; {train.source['name']} {train.languages}",
+        dataset=f"{train.source['name']} {train.languages}, random tokens",
         source=train.source,
         split="train",
         metrics=metrics,
-        largest_difference=largest,
+        largest_difference=differences,
         compare_to=[],
         model={"name": f"{config.layers} + {config.layers} layers", "parameters": None},
         tokens=None,
@@ -143,6 +107,5 @@ def main(config: Config) -> None:
     )
 
 
-@dataclass
-class Course:
-    """The four races, and the proof that they are fair."""
+if __name__ == "__main__":
+    cli.run(main, Config, PRESETS)

@@ -53,7 +53,7 @@ PRESETS = {"smoke": dict(sentences=32, examples=2), "cpu": {}, "gpu": {}}
 
 
 def main(config: Config) -> None:
-    run = runs.Run.open(config, "step1_transformer/evaluate")
+    run = runs.Run.open(config, f"step1_transformer/evaluate-{Path(config.model[0]).parent.name}")
     if run.finished():
         return
     corpus = Corpus.open(config.data or training_data(config.model), config.split)

@@ -3,9 +3,12 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
+from pathlib import Path
+from statistics import median, stdev
 
 import torch
+
+from step0_pytorch_warmup import lesson
 
 
 @dataclass
@@ -15,27 +18,44 @@ class Race:
     The first system is the one that the others are compared to.
     """
 
-    what: str  # forward, training step, real lengths, decoding
+    what: str
     width: int
-    length: int  # of a side, in tokens; on real data the mean
+    length: int  # tokens of a row; of real sentences the mean
     precision: str
     tokens: int  # target tokens of one call
     seconds: dict[str, list[float]]
+    note: str = ""
 
-    def ms(self, name: str) -> float:
-        return 1000 * median(self.seconds[name])
+    @property
+    def place(self) -> str:
+        return f"width {self.width}, length {self.length}, {self.precision}"
 
-    def rate(self, name: str) -> float:
+    @property
+    def first(self) -> str:
+        return next(iter(self.seconds))
+
+    @property
+    def others(self) -> list[str]:
+        return list(self.seconds)[1:]
+
+    def milliseconds(self, system: str) -> float:
+        return 1000 * median(self.seconds[system])
+
+    def rate(self, system: str) -> float:
         """Target tokens a second."""
-        return self.tokens / median(self.seconds[name])
+        return self.tokens / median(self.seconds[system])
 
-    def ratios(self, name: str = "ours") -> list[float]:
+    def ratios(self, system: str = "ours") -> list[float]:
         """How many times as fast as the first system, in each round."""
-        first = next(iter(self.seconds.values()))
-        return [theirs / own for theirs, own in zip(first, self.seconds[name], strict=True)]
+        pairs = zip(self.seconds[self.first], self.seconds[system], strict=True)
+        return [theirs / own for theirs, own in pairs]
 
-    def ratio(self, name: str = "ours") -> float:
-        return median(self.ratios(name))
+    def ratio(self, system: str = "ours") -> float:
+        return median(self.ratios(system))
+
+    def spread(self, system: str = "ours") -> float | None:
+        """Standard deviation of the ratio over the rounds."""
+        return stdev(ratios) if len(ratios := self.ratios(system)) > 1 else None
 
 
 def take_turns(
@@ -75,3 +95,57 @@ def _clock(system: Callable[[], object], calls: int, device: torch.device) -> fl
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
+
+
+# --- what is shown -------------------------------------------------------------------------------
+
+
+def table(races: list[Race]) -> str:
+    """A line for each system that is compared to another; the median, least and largest ratio."""
+    lines, header = [], ""
+    for race in races:
+        columns = f"{race.what:14}{'width':>6}{'length':>7}  {'':6}{'system':24}"
+        titles = f"{columns}{'PyTorch ms':>10}{'ms':>9}{'tokens/s':>10}{'ratio':>8}"
+        if titles != header:
+            header = titles
+            lines += ["", titles]
+        for system in race.others:
+            ratios = race.ratios(system)
+            lines.append(
+                f"{'':14}{race.width:6}{race.length:7}  {race.precision:6}{system:24}"
+                f"{race.milliseconds(race.first):10.1f}{race.milliseconds(system):9.1f}"
+                f"{race.rate(system):10,.0f}{race.ratio(system):7.2f}x"
+                f" ({min(ratios):.2f}-{max(ratios):.2f})"
+            )
+        if race.note:
+            lines.append(f"{'':29}{race.note}")
+    return "\n".join(lines[1:])
+
+
+def draw(races: list[Race], goals: dict[str, float], path: Path) -> None:
+    """A panel for each kind of race: bars from the least to the most that ours was faster."""
+    kinds = list(dict.fromkeys(race.what for race in races))
+    precisions = list(dict.fromkeys(race.precision for race in races))
+    with lesson.panels(path, *kinds, width=4.6) as axes:
+        for what, axis in zip(kinds, axes, strict=True):
+            labels: list[str] = []
+            for number, precision in enumerate(precisions):
+                bars = {}
+                for race in races:
+                    if (race.what, race.precision) == (what, precision):
+                        shape = f"{race.width} x {race.length}"
+                        several = len(race.others) > 1
+                        bars |= {s if several else shape: race.ratios(s) for s in race.others}
+                labels = list(bars)
+                height = [median(ratios) for ratios in bars.values()]
+                below = [m - min(r) for m, r in zip(height, bars.values(), strict=True)]
+                above = [max(r) - m for m, r in zip(height, bars.values(), strict=True)]
+                where = [i + 0.8 * number / len(precisions) for i in range(len(bars))]
+                options = dict(width=0.8 / len(precisions), align="edge", capsize=2)
+                axis.bar(where, height, yerr=(below, above), label=precision, **options)
+            axis.axhline(1, color="black", linewidth=1)
+            if what in goals:
+                axis.axhline(goals[what], color="tab:red", linestyle="--", linewidth=1)
+            axis.set_xticks([i + 0.4 for i in range(len(labels))], labels, rotation=30, ha="right")
+            axis.tick_params(axis="x", labelsize=8)
+        axes[0].set_ylabel("times as fast as nn.Transformer")

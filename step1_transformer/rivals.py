@@ -7,19 +7,16 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from common.engine import Batch
 from step1_transformer import objective
-from step1_transformer.corpus import Corpus
 from step1_transformer.layers import sinusoids
 from step1_transformer.model import Transformer
 from step1_transformer.tokenizer import BOS, PAD, UNK
 
-Model = nn.Module
-Loss = Callable[[Model, Batch], Tensor]
+THEIRS, OURS = "nn.Transformer", "ours"
 
 
 class TorchTransformer(nn.Module):
@@ -41,6 +38,8 @@ class TorchTransformer(nn.Module):
         self.transformer = nn.Transformer(
             width, heads(width), layers, layers, 4 * width, dropout, batch_first=True
         )
+        # On padded rows, in evaluation, under autocast on a CPU, nested tensors raise an error.
+        self.transformer.encoder.use_nested_tensor = False
         self.output = nn.Linear(width, vocab_size, bias=False)
         self.output.weight = self.embedding.weight
         self.register_buffer("position", sinusoids(max_seq_len, width))
@@ -84,16 +83,16 @@ class TorchTransformer(nn.Module):
 
 def heads(width: int) -> int:
     """Attention heads, as in the sizes tiny, small, base and big."""
-    return max(1, width // 64, min(8, width // 32))
+    return max(2, width // 64, min(8, width // 32))
 
 
-def twins(*shape, device: torch.device, **options) -> dict[str, Model]:
+def twins(*shape, device: torch.device, **options) -> dict[str, nn.Module]:
     """TorchTransformer(*shape, **options), and ours with the same weights."""
     theirs = TorchTransformer(*shape, **options).to(device)
     # No text ends while its decoding is timed: the score of the pad token is 0, never the best.
     limits = dict(max_seq_len=len(theirs.position), eos_token_id=PAD)
     parts = (theirs.transformer, theirs.embedding, theirs.output)
-    return {"torch": theirs, "ours": Transformer.from_torch(*parts, **limits)}
+    return {THEIRS: theirs, OURS: Transformer.from_torch(*parts, **limits)}
 
 
 def random_batch(rows: int, length: int, vocab_size: int, *, ragged: bool = False) -> Batch:
@@ -123,10 +122,6 @@ def with_label_rows(batch: Batch) -> Batch:
     return batch | {"label_rows": rows}
 
 
-def real_batches(corpus: Corpus, rows: list[np.ndarray]) -> list[Batch]:
-    return [with_label_rows(corpus.batch(indices)) for indices in rows]
-
-
 def inputs(batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
     return batch["input_ids"], batch["decoder_input_ids"], batch["attention_mask"]
 
@@ -141,20 +136,18 @@ def our_loss(model: Transformer, batch: Batch) -> Tensor:
     return objective.losses(model, batch)["token_loss"] / batch["targets"]["token"]
 
 
-LOSSES: dict[str, Loss] = {"torch": torch_loss, "ours": our_loss}
-
-
 def trainer(
-    name: str, model: Model, autocast: Callable[[], AbstractContextManager]
+    model: nn.Module, autocast: Callable[[], AbstractContextManager]
 ) -> Callable[[Batch], Tensor]:
     """A whole optimizer step; returns the loss before it."""
+    loss_of = our_loss if isinstance(model, Transformer) else torch_loss
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     model.train()
 
     def step(batch: Batch) -> Tensor:
         optimizer.zero_grad()
         with autocast():
-            loss = LOSSES[name](model, batch)
+            loss = loss_of(model, batch)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -164,7 +157,7 @@ def trainer(
 
 
 @torch.inference_mode()
-def recompute(model: Model, input_ids: Tensor, max_len: int) -> Tensor:
+def recompute(model: nn.Module, input_ids: Tensor, max_len: int) -> Tensor:
     """Greedy decoding without a cache: (B, max_len) tokens, the whole prefix anew for each."""
     memory = model.encode(input_ids)
     written = input_ids.new_full((len(input_ids), 1), BOS)

@@ -1,8 +1,8 @@
 """Train a Transformer to translate ("Attention is all you need", arXiv:1706.03762).
 
 python step1_transformer/train.py                              King James to basic English, minutes
-python step1_transformer/train.py --data copy --preset smoke   first of all: can it copy digits?
-python step1_transformer/train.py --data multi30k --source de --target en
+python step1_transformer/train.py --preset smoke               first of all: can it copy digits?
+python step1_transformer/train.py --data multi30k --source de --target en --out runs/de-en
 python step1_transformer/train.py --data a.de,a.en             two aligned files; or a .tsv
 accelerate launch --num_processes 8 step1_transformer/train.py --preset paper   [--plan h100]
 """

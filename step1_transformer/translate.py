@@ -1,9 +1,9 @@
 """Translate with a trained model.
 
-python step1_transformer/translate.py "Ein Mann liest ein Buch."
+python step1_transformer/translate.py "And he saith unto them, Follow me."
 python step1_transformer/translate.py --model DIR --input de.txt --output en.txt
 python step1_transformer/translate.py --model DIR                asks for sentences, or reads a pipe
-python step1_transformer/translate.py --attention-maps runs/maps "Ein Mann liest ein Buch."
+python step1_transformer/translate.py --attention-maps runs/maps "Jesus wept."
 """
 
 import sys

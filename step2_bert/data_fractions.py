@@ -11,9 +11,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import cli, runs
+from common import cli, runs, subruns
 from common.cli import UserError
-from step2_bert import subruns
+
+SCRIPTS = Path(__file__).resolve().parent
 
 TITLES = {
     "mlm_loss": "MLM loss (nats)",
@@ -139,10 +140,9 @@ def start(script: str, folder: Path, budget: subruns.Slice, **settings) -> dict:
     if not (folder / "result.json").exists():
         if minutes := budget.left():
             settings["slice_minutes"] = minutes
-        flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
-        flags = ["--out", folder, "--resume", *flags]
-        print("$", script, *flags, flush=True)
-        subruns.call(script, *flags)
+        command = subruns.command_of(SCRIPTS / script, "--out", folder, "--resume", **settings)
+        print("$", script, *command[2:], flush=True)
+        subruns.call_all([command])
     return json.loads((folder / "result.json").read_text())
 
 

@@ -17,12 +17,12 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from common import cli, runs
+from common import cli, runs, subruns
 from common.cli import UserError
 from common.runs import metric
-from step2_bert import subruns
 
 LARGEST_DIFFERENCE = 1e-6
+SCRIPTS = Path(__file__).resolve().parent
 
 
 @dataclass
@@ -51,7 +51,7 @@ def prove(config: Config, run: runs.Run) -> None:
     """Train in all ways, compare, and write the result; UserError when there is a difference."""
     started = time.monotonic()
     prepared = run.path / "prepared"
-    subruns.call("prepare.py", "--preset", "smoke", "--out", prepared, quiet=True)
+    subruns.call(SCRIPTS / "prepare.py", "--preset", "smoke", "--out", prepared, quiet=True)
     flags = ["--preset", "smoke", "--data", prepared, "--size", "tiny", "--max-steps", config.steps,
              "--batch-size", 64, "--log-every", 1, "--seed", config.seed]  # fmt: skip
     exact = [*flags, "--precision", "fp32", "--dropout", 0]
@@ -104,7 +104,7 @@ def train(run: runs.Run, name: str, flags: list, launch: tuple = ()) -> dict:
     """The weights after training with these flags, which goes on where it was interrupted."""
     folder = run.path / name.replace(" ", "")
     flags = ["--out", folder, "--resume", *flags]
-    subruns.call("pretrain.py", *flags, launch=launch, quiet=True)
+    subruns.call(SCRIPTS / "pretrain.py", *flags, launch=launch, quiet=True)
     return load_file(folder / "model" / "model.safetensors")
 
 
@@ -113,7 +113,7 @@ def killed(folder: Path, flags: list, kills: int) -> int:
     done = 0
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier proof that was interrupted
     for _ in range(kills):
-        command = subruns.command_of("pretrain.py", "--out", folder, "--resume", *flags)
+        command = subruns.command_of(SCRIPTS / "pretrain.py", "--out", folder, "--resume", *flags)
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         before = checkpoints(folder)
         while process.poll() is None and checkpoints(folder) == before:

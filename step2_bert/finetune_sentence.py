@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common import batching, cli, data, engine, runs
+from common import batching, cli, data, engine, runs, subruns
 from common.cli import UserError
 from common.runs import metric
-from step2_bert import subruns
 from step2_bert.checkpoint import locate
 from step2_bert.classification import Encoded, baselines, losses, score, sentences
 from step2_bert.model import BertForSequenceClassification

@@ -16,7 +16,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from common import cli
+from common import cli, subruns
 from step2_bert import (
     benchmark,
     checkpoint,
@@ -25,7 +25,6 @@ from step2_bert import (
     exactness,
     parity,
     pretrain,
-    subruns,
 )
 from step2_bert import prepare as prepare_script
 from step2_bert.corpus import prepare
@@ -403,23 +402,6 @@ def test_a_signal_reaches_the_run_inside(signum, data, tmp_path):
     assert told.splitlines()[-1].endswith(f"--out {tmp_path}/run --resume")
 
 
-def test_a_run_inside_that_ends_early(tmp_path, monkeypatch):
-    """Its slice over, or in error."""
-    monkeypatch.setattr(subruns, "SCRIPTS", tmp_path)
-    (tmp_path / "s.py").write_text("import sys; sys.exit('broken' if sys.argv[1] == 'x' else 75)")
-    with pytest.raises(cli.Interrupted) as stop:
-        subruns.call("s.py", "y")
-    assert stop.value.signum == 0
-    with pytest.raises(cli.UserError, match=r"s\.py: broken; mend it"):
-        subruns.call("s.py", "x", quiet=True)
-
-
-def test_a_slice_is_shared():
-    assert subruns.Slice(None).left() is None
-    assert 0.9 < subruns.Slice(1.0).left() <= 1
-    assert 0 < subruns.Slice(1e-9).left() < 1e-3
-
-
 # -- proofs ----------------------------------------------------------------------------------
 
 
@@ -439,7 +421,7 @@ def here(monkeypatch, data):
     flags_seen = []
 
     def in_this_process(script, *flags, launch=(), quiet=False):
-        if script == "pretrain.py":
+        if script.name == "pretrain.py":
             flags_seen.append(list(map(str, flags)))
             assert call("pretrain", *flags, "--data", data) == 0
 
