@@ -145,7 +145,7 @@ def draw(races: list[Race], goals: dict[str, float], path: Path) -> None:
                 axis.bar(where, height, yerr=(below, above), label=precision, **options)
             axis.axhline(1, color="black", linewidth=1)
             if what in goals:
-                axis.axhline(goals[what], color="tab:red", linestyle="--", linewidth=1)
+                axis.axhline(goals[what], color="tab:red", linestyle="--", label="goal")
             axis.set_xticks([i + 0.4 for i in range(len(labels))], labels, rotation=30, ha="right")
             axis.tick_params(axis="x", labelsize=8)
         axes[0].set_ylabel("times as fast as nn.Transformer")

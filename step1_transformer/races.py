@@ -46,13 +46,13 @@ class Config(cli.RunConfig):
     """Target tokens in a batch; on real lengths the mean, padding not counted."""
     batches: int = 8
     """Batches of real sentences."""
-    sentences: int = 8
+    sentences: int = 16
     """Sentences that are decoded together."""
     new_tokens: int = 128
     """Tokens that decoding reads and writes for each."""
     precision: Literal["fp32", "bf16", "both"] = "both"
     """Precision of all systems; bf16 is autocast, in decoding also of the weights."""
-    rounds: int = 5
+    rounds: int = 4
     """Times that the systems take turns."""
     seconds: float = 0.2
     """Length of a turn (s); no call is cut short."""
