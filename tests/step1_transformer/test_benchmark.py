@@ -173,8 +173,10 @@ def test_the_script_tells_and_keeps_every_race(found, capsys):
     assert kinds.count("real lengths") == kinds.count("decoding") == 2
     assert all(len(s) == smoke["rounds"] for lap in kept for s in lap["seconds"].values())
     for what in benchmark.GOALS:
-        least = min(Race(**lap).ratio() for lap in kept if lap["what"] == what)
-        assert result["metrics"][f"{what.replace(' ', '_')}/least_ratio"]["value"] == least
+        for precision in ("fp32", "bf16"):
+            group = [lap for lap in kept if (lap["what"], lap["precision"]) == (what, precision)]
+            name = f"{what.replace(' ', '_')}/{precision}/least_ratio"
+            assert result["metrics"][name]["value"] == min(Race(**lap).ratio() for lap in group)
     assert max(result["largest_difference"].values()) < races.LARGEST_DIFFERENCE["bf16"]
     assert result["dataset"].startswith("copy digits-copy")
     assert (found / "curves.png").stat().st_size > 10_000
