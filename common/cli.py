@@ -137,9 +137,10 @@ def run(
     --resume · 130 Ctrl-C · 143 SIGTERM. `GYM_DEBUG=1` shows the traceback instead of the line.
     """
     signal.signal(signal.SIGTERM, _terminate)
-    module = sys.modules.get(main.__module__)
+    told = getattr(sys.modules.get(main.__module__), "__doc__", None) or ""
+    told = re.sub(r"(?m)^(?=(python|accelerate|torchrun) )", "    ", told)  # --help keeps the lines
     try:
-        main(parse(config_class, presets, description=module.__doc__ if module else None))
+        main(parse(config_class, presets, description=told))
     except (UserError, OSError) as error:
         if os.environ.get("GYM_DEBUG"):
             raise

@@ -136,7 +136,7 @@ class Value:
 
     def transpose(self, *axes: int) -> "Value":
         """Axes in the order given; all of them reversed if none is."""
-        order = axes or tuple(range(self.data.ndim))[::-1]
+        order = np.arange(self.data.ndim)[list(axes) or slice(None, None, -1)]  # none is negative
         return record(self.data.transpose(order), (self, lambda g: g.transpose(np.argsort(order))))
 
     def __getitem__(self, index: Any) -> "Value":

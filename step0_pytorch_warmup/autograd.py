@@ -1,9 +1,10 @@
-"""A gradient by hand, by our own engine and by torch; then a network that the engine trains.
+"""A gradient by our own engine, on paper and by nudging; then a network that the engine trains.
 
     python step0_pytorch_warmup/autograd.py
     python step0_pytorch_warmup/autograd.py --epochs 5 --hidden 16
 
-The engine is `autodiff.py`, two hundred lines of NumPy; torch is here only to be compared with.
+The engine is `autodiff.py`, two hundred lines of NumPy; torch draws the first weights, and trains
+the same network to be compared with.
 Draws the loss curve and the held-out digits that the network misreads.
 """
 

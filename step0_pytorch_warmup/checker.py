@@ -13,6 +13,7 @@ right, 1 when not, 2 for a file or a name that cannot be used.
 import difflib
 import dis
 import importlib.util
+import math
 import signal
 import sys
 import traceback
@@ -164,35 +165,44 @@ class Outcome:
 
     value: Any
     arguments: tuple
+    """As they are afterwards, and the tensors that were in them before: a list may hold others."""
     gradients: list[Tensor] | None
     """Of the arguments that ask for one; None where the value passes none on."""
 
 
 def _call(function: Callable, arguments: tuple) -> Outcome:
     """Call `function` with a fresh copy of the arguments."""
-    given = _copy(arguments)
-    value = function(*given)
+    given = _each(_fresh, arguments)
+    after = (_each(lambda x: x, given), given)
     inputs = [x for x in given if isinstance(x, Tensor) and x.requires_grad]
+    value = function(*given)
     gradients = []
     if inputs and isinstance(value, Tensor):
         if not value.requires_grad:
-            return Outcome(value, given, None)
+            return Outcome(value, after, None)
         # Weights that differ, so that no error hides in a sum
         weights = torch.arange(1.0, value.numel() + 1, dtype=value.dtype).cos().view_as(value)
         found = torch.autograd.grad((value * weights).sum(), inputs, allow_unused=True)
         gradients = [
             torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)
         ]
-    return Outcome(value, given, gradients)
+    return Outcome(value, after, gradients)
 
 
-def _copy(value: Any) -> Any:
-    """The same tensors in new memory, inside tuples, lists and dicts too."""
+def _fresh(x: Tensor) -> Tensor:
+    """The same tensor in new memory."""
+    return x.detach().clone().requires_grad_(x.requires_grad)
+
+
+def _each(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """`function` of every tensor, in new tuples, lists and dicts."""
     if isinstance(value, Tensor):
-        return value.detach().clone().requires_grad_(value.requires_grad)
+        return function(value)
     if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    return type(value)(map(_copy, value)) if isinstance(value, tuple | list) else value
+        return {key: _each(function, item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_each(function, item) for item in value)
+    return value
 
 
 def _same(got: Outcome, wrong: Callable, arguments: tuple) -> bool:
@@ -207,8 +217,9 @@ def _compare(got: Outcome, want: Outcome, in_place: bool) -> str:
     """What `got` does otherwise than `want`, in words; empty if nothing."""
     if hint := difference(got.value, want.value):
         return hint
-    if hint := difference(got.arguments, want.arguments):
-        return f"its arguments afterwards: {hint}" if in_place else "changes its input in place"
+    for mine, right in zip(got.arguments, want.arguments, strict=True):
+        if hint := difference(mine, right):
+            return f"its arguments afterwards: {hint}" if in_place else "changes its input in place"
     if want.gradients and got.gradients is None:
         return "no gradient flows back (.detach(), .data, .item() or no_grad on the way?)"
     if hint := difference(got.gradients, want.gradients):
@@ -220,12 +231,15 @@ def difference(got: Any, want: Any) -> str:
     """How a value differs from the right one, in words; empty if it does not."""
     if got is None and want is not None:
         return "returns None: is a `return` missing?"
+    if want is None and got is not None:
+        return f"{_kind(got)} where nothing is to be returned"
     if isinstance(want, Tensor):
         return _tensor_difference(got, want)
     if isinstance(want, bool | int | float):
         if not isinstance(got, bool | int | float) and getattr(got, "ndim", None) != 0:
             return f"{_kind(got)} where a number is expected"
-        return "" if abs(got - want) <= 1e-5 * (1 + abs(want)) else f"{got} instead of {want}"
+        near = math.isclose(got, want, rel_tol=1e-5, abs_tol=1e-12)
+        return "" if near else f"{got:.7g} instead of {want:.7g}"
     if isinstance(want, dict):
         if not isinstance(got, dict) or got.keys() != want.keys():
             return f"expected a dict with the keys {', '.join(map(str, want))}"

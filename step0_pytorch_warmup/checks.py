@@ -55,6 +55,13 @@ def _clip_copies(gradients, max_norm):
     return s.clip_gradients([g.clone() for g in gradients], max_norm)
 
 
+def _clip_replaces(gradients, max_norm):
+    norm = s.clip_gradients([g.clone() for g in gradients], max_norm)
+    for i, g in enumerate(gradients):
+        gradients[i] = g * (max_norm / norm).clamp(max=1)
+    return norm
+
+
 def _clip_returns_after(gradients, max_norm):
     return s.clip_gradients(gradients, max_norm).clamp(max=max_norm)
 
@@ -466,6 +473,9 @@ DRILLS = [
             ),
             "short gradients are made longer: only ever scale down": _scale_always,
             "the gradients are unchanged: multiply in place (mul_)": _clip_copies,
+            "the list holds new tensors and the old ones are as they were: multiply in place": (
+                _clip_replaces
+            ),
             "return the norm from before the clipping": _clip_returns_after,
         },
         loops=True,

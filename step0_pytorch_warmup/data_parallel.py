@@ -71,7 +71,8 @@ def main(config: Config) -> None:
     print(f"{config.steps} steps of {shares} digits; how far weights are from one process's:")
     metrics = {}
     for way, weights in found.items():
-        error = max((weights[name] - value).abs().max().item() for name, value in one.items())
+        errors = [(weights[name] - value).abs().max() for name, value in one.items()]
+        error = torch.stack(errors).max().item()  # Python's max would lose a NaN
         print(f"  {config.processes} processes, {way:20} {error:.1e}")
         metrics[way.replace(",", "").replace(" ", "_")] = metric(error, higher_is_better=False)
         if way != WAYS[-1] and not error <= LARGEST_DIFFERENCE:

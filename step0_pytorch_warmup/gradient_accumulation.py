@@ -127,7 +127,7 @@ def compare(train: tuple[Tensor, Tensor], kind: str, config: Config) -> dict[str
     errors = {}
     for name, rule in RULES.items():
         errors[name] = (train_by(rule, micro_batches, config) - wanted).abs().max().item()
-        verdict = "the big batch" if errors[name] <= 1e-6 else "another training"
+        verdict = "as the big batch" if errors[name] <= 1e-6 else "another training"
         print(f"{name:18} {errors[name]:.1e}  {verdict}")
     return errors
 
@@ -141,14 +141,16 @@ def draw(path: Path, errors: dict[str, dict[str, float]]) -> None:
         weights.bar([x - 0.2 for x in places], own, 0.4, label="mean of means", color="C3")
         right = [1 / sum(counts)] * len(counts)
         weights.bar([x + 0.2 for x in places], right, 0.4, label="sums and counts", color="C2")
-        weights.set_xticks(places, [f"{n} targets" for n in counts])
+        weights.set_xticks(places, counts)
+        weights.set(xlabel="targets in its micro-batch", ylabel="weight")
         for shift, (kind, found) in zip((-0.2, 0.2), errors.items(), strict=True):
             places = [y + shift for y in range(len(found))]
             values = [max(value, 1e-9) for value in found.values()]
             differences.barh(places, values, 0.4, label=f"{kind} counts")
         differences.set_yticks(range(len(RULES)), RULES)
-        differences.axvline(1e-6, color="black", linestyle=":")
-        differences.set(xscale="log", xlim=(1e-9, 1))
+        differences.invert_yaxis()  # the first on top, as printed
+        differences.axvline(1e-6, color="black", linestyle=":", label="rounding ends here")
+        differences.set(xscale="log", xlim=(1e-9, 1), xlabel="difference from the big batch")
 
 
 if __name__ == "__main__":

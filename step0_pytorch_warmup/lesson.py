@@ -1,5 +1,6 @@
 """What the scripts of this step share: a figure, and the result that a run leaves behind."""
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,27 +9,42 @@ from pathlib import Path
 from typing import Any
 
 from common import cli, runs
+from common.cli import UserError
 
 STEP = "step0_pytorch_warmup"
 
 
 def start(config: cli.RunConfig, script: str) -> runs.Run:
-    """The run directory. A lesson takes seconds: done again, it takes its earlier self's place."""
+    """The run directory. A lesson takes seconds: done again, it takes its earlier self's place.
+
+    Raises UserError for --data, which no lesson reads, and if another script's run is there.
+    """
+    if config.data:
+        raise UserError(f"--data {config.data}: a lesson brings its own data; leave the flag out")
     run = runs.Run.open(replace(config, resume=True), f"{STEP}/{script}")
-    runs.write_json(run.path / "config.json", cli.as_dict(config))
+    written, mine = run.path / "config.json", cli.as_dict(config)
+    if json.loads(written.read_text()).keys() != mine.keys():
+        raise UserError(f"{run.path} holds another script's run; choose another --out")
+    if not config.resume:
+        (run.path / "result.json").unlink(missing_ok=True)
+        runs.write_json(written, mine)
     return run
 
 
 @contextmanager
-def panels(path: Path, *titles: str, width: float = 4.2, height: float = 3.4) -> Iterator[Any]:
-    """Axes side by side, one for each title; inches each. The figure is saved to `path`."""
+def panels(
+    path: Path, *titles: str, width: float = 4.2, height: float = 3.4, rows: int = 1
+) -> Iterator[Any]:
+    """Axes in rows, one for each title; inches each. The figure is saved to `path`."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(titles), figsize=(width * len(titles), height))
-    axes = [axes] if len(titles) == 1 else list(axes)
+    columns = len(titles) // rows
+    size = (width * columns, height * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    axes = list(axes.flat)
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)

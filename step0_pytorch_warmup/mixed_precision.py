@@ -76,14 +76,14 @@ def main(config: Config) -> None:
 
 
 def show_formats() -> None:
-    print("1 format    largest  smallest  1 + x > 1 from x   256 + 1   70000   1e-8")
+    print("1 format    largest  smallest    next after 1   256 + 1   70000     1e-8")
     for name, dtype in FORMATS.items():
         info = torch.finfo(dtype)
         sums = (torch.tensor(256, dtype=dtype) + 1, torch.tensor(7e4).to(dtype))
         tiny = torch.tensor(1e-8).to(dtype).item()
         print(
-            f"  {name:6} {info.max:10.2e} {info.smallest_normal:9.1e} {info.eps:14.1e} "
-            f"{sums[0].item():13g} {sums[1].item():8g} {tiny:7.0e}"
+            f"  {name:6} {info.max:10.2e} {info.smallest_normal:9.1e}     1 + {info.eps:.1e} "
+            f"{sums[0].item():9g} {sums[1].item():7g} {tiny:8.0e}"
         )
     print("  bf16 has the range of fp32 and 8 bits of grain; fp16 has 11 bits and a short range.")
 
@@ -98,11 +98,8 @@ def show_gradients(train: list[Tensor], config: Config) -> Tensor:
     for scale in (1, 2**8, 2**16):
         half = (gradients * scale).half().abs()
         shares = [100 * x.double().mean().item() for x in (half == 0, half < 2**-14, half.isinf())]
-        print(
-            "  scale {:6}: {:5.2f} % 0, {:5.1f} % below 2^-14 (fewer bits), {:.1f} % inf".format(
-                scale, *shares
-            )
-        )
+        told = "{:5.2f} % 0, {:5.1f} % below 2^-14 (fewer bits), {:.1f} % inf".format(*shares)
+        print(f"  scale {scale:6}: {told}")
     return gradients
 
 
@@ -135,8 +132,9 @@ def show_autocast() -> None:
         }  # fmt: skip
     for name, result in found.items():
         print(f"  {name:26} {str(result.dtype).removeprefix('torch.')}")
-    print("  Products are narrow, the loss is wide, the rest keeps what comes in; on a GPU softmax")
-    print("  and layer_norm are wide too.")
+    print(
+        "  Products are narrow, the loss is wide, the rest keeps its input. GPUs widen softmax too."
+    )
 
 
 def fit(train: list[Tensor], config: Config, weights, narrow, scale: int) -> mlp.MLP:
@@ -181,13 +179,16 @@ def speed(config: Config) -> dict[str, float]:
     for name, found in middle.items():
         ratio = middle["fp32"] / found
         print(f"  {name}  {1e3 * found:8.2f} ms  {ratio:5.2f}x")
+    print(
+        "  A format is fast only where the processor has units for it: measure before you choose."
+    )
     return {name: middle["fp32"] / middle[name] for name in ("bf16", "fp16")}
 
 
 def draw(left, right, gradients: Tensor, climbs: dict[str, list[float]]) -> None:
     left.hist(gradients.abs().log2().numpy(), bins=60, color="tab:blue")
-    left.axvline(-24, color="tab:red", label="0 in fp16")
-    left.axvline(-14, color="tab:orange", label="fewer bits in fp16")
+    left.axvline(-25, color="tab:red", label="left of it: 0 in fp16")  # half of the smallest, 2^-24
+    left.axvline(-14, color="tab:orange", label="left of it: fewer bits in fp16")
     left.set(xlabel="log2 |gradient|", ylabel="weights")
     for name, climb in climbs.items():
         right.plot(climb, label=name)

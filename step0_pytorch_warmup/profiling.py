@@ -86,7 +86,10 @@ def small_operations(config: Config) -> dict[int, float]:
         x = torch.ones(n)
         costs[n] = clock(lambda x=x: x + 1, config.rounds, calls=max(1, 10**4 // n))
         print(f"  {n:17,} {1e6 * costs[n]:12.1f} {8 * n / costs[n] / 1e9:6.1f}")
-    print("  A call costs the same until memory does: join small operations into large ones.")
+    print("  A call costs the same until memory does: join small operations into large ones. Where")
+    print(
+        "  the rate falls at the end, so large a result is fresh memory from the system each time."
+    )
     return costs
 
 
@@ -94,6 +97,7 @@ def profile_step(config: Config) -> dict[str, float]:
     """Shares of a training step's time, by operation, the largest first."""
     from torch.profiler import ProfilerActivity, profile, record_function
 
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would print lines of its own
     model = mlp.MLP((64, config.width, config.width, 10))
     optimizer = torch.optim.Adam(model.parameters(), foreach=False)
     images, labels = torch.randn(128, 64), torch.randint(10, (128,))
@@ -112,9 +116,10 @@ def profile_step(config: Config) -> dict[str, float]:
         for _ in range(config.rounds):
             step()
     events = found.key_averages()
-    print(
-        "\n2 " + events.table(sort_by="self_cpu_time_total", row_limit=10, max_name_column_width=40)
-    )
+    print('\n2 Training steps of an MLP. "Self" is an operation without those that it calls:')
+    print(events.table(sort_by="self_cpu_time_total", row_limit=10, max_name_column_width=40))
+    print("  addmm is a layer, x W' + b; mm is backward's, twice a layer, but once for the first,")
+    print("  whose input wants no gradient; sqrt and div are Adam's, whatever the batch size.\n")
     whole = sum(event.self_cpu_time_total for event in events)
     events = sorted(events, key=lambda event: -event.self_cpu_time_total)
     return {event.key: event.self_cpu_time_total / whole for event in events[:8]}
@@ -129,9 +134,8 @@ def threads(config: Config) -> dict[int, float]:
         torch.set_num_threads(n)
         times[n] = clock(lambda: a @ b, config.rounds)
         rate = 2 * config.width**3 / times[n] / 1e9
-        print(
-            f"  {n} threads {1e3 * times[n]:8.2f} ms {rate:7.1f} GFLOP/s {times[1] / times[n]:.2f}x"
-        )
+        told = f"{n} thread{'s' if n > 1 else ' '}"
+        print(f"  {told} {1e3 * times[n]:8.2f} ms {rate:7.1f} GFLOP/s {times[1] / times[n]:.2f}x")
     return times
 
 

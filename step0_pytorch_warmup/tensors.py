@@ -146,6 +146,8 @@ def costs() -> tuple[cost.Peaks, list[tuple[cost.Operation, float]]]:
     print(f"\n== Costs, on {torch.get_num_threads()} core(s)")
     print(f"peak {peaks.flops / 1e9:.0f} GFLOP/s, memory {peaks.bandwidth / 1e9:.0f} GB/s: below "
           f"{peaks.flops / peaks.bandwidth:.0f} FLOP a byte, memory is the limit")  # fmt: skip
+    print("Predicted beside measured: MFLOP, and those that torch counts (in products only); MB of")
+    print("the result, and those allocated; from MFLOP and traffic the time, and the clock's.")
     print(f"{'':20} {'MFLOP':>8} {'counted':>8} {'MB':>8} {'allocated':>9} {'traffic MB':>10} "
           f"{'expected':>10} {'measured':>10}")  # fmt: skip
     rows = []
@@ -181,6 +183,7 @@ def draw(path: Path, peaks: cost.Peaks, rows: list[tuple[cost.Operation, float]]
         times.barh(places - 0.2, expected, 0.4, label="expected")
         times.barh(places + 0.2, measured, 0.4, label="measured")
         times.set_yticks(places, [op.name for op, _ in rows])
+        times.invert_yaxis()  # the first on top, as printed
         times.set(xscale="log", xlabel="ms")
 
 

@@ -105,9 +105,7 @@ def overfit_one_batch(images: Tensor, labels: Tensor, config: Config) -> dict[st
         curves[name] = losses
         print(f"{name:20} loss {losses[0]:.3f} -> {losses[-1]:.4f}")
     print(f"A guess costs log 10 = {math.log(10):.3f} nats: the first loss must be near it.")
-    print(
-        f"Softmax twice can never go below log(e + 9) - 1 = {math.log(math.e + 9) - 1:.3f}: found."
-    )
+    print(f"Softmax twice stays above log(e + 9) - 1 = {math.log(math.e + 9) - 1:.3f}: seen here.")
     print("Without zero_grad all gradients so far add up, a momentum of 1: it swings (figure), and")
     print("what one batch forgives, many do not: try it in loop.py.")
     print("Shuffled labels are learnt by heart too: only looking at the data finds those.")
@@ -126,7 +124,7 @@ def compare_optimizers(train: Split, heldout: Split, config: Config) -> tuple[di
             for model, kind in zip(models, (ours, torchs), strict=True)
         ]
         pairs = zip(*(model.parameters() for model in models), strict=True)
-        difference = max((p - q).abs().max().item() for p, q in pairs)
+        difference = torch.stack([(p - q).abs().max() for p, q in pairs]).max().item()
         loss, accuracy = mlp.score(models[0], *heldout)
         print(f"{name:14} {loss:14.4f} {accuracy:7.1f} %   {difference:.1e} from torch.optim's")
         key = name.replace(", ", "_").lower()
@@ -145,7 +143,9 @@ def compare_clipping(train: Split, config: Config) -> dict[str, History]:
         optimizer = SGD(model.parameters(), lr=0.7, momentum=0.9)
         name = "not clipped" if limit == math.inf else f"clipped at {limit:g}"
         histories[name] = train_on(train, model, optimizer, config, max_norm=limit)
-        print(f"{name:14} mean loss of the last epoch {last_epoch(histories[name], config):.4f}")
+        dead = (model.layers[0](train[0]) <= 0).all(0)  # 0 for every digit, so it gets no gradient
+        print(f"{name:14} mean loss of the last epoch {last_epoch(histories[name], config):.4f}, "
+              f"{dead.sum()} of {len(dead)} hidden units dead")  # fmt: skip
     return histories
 
 
@@ -168,8 +168,9 @@ def last_epoch(history: History, config: Config) -> float:
 
 
 def draw(path: Path, memorised: dict, optimizers: dict, clipped: dict, scheduled: dict) -> None:
-    titles = "1 one batch", "2 optimizers; torch's dotted", "3 clipping", "4 rate", "4 loss"
-    with panels(path, *titles, width=3.4) as (one, two, three, rate, four):
+    titles = ("1 one batch", "2 optimizers; torch's dotted", "3 clipping",
+              "3 gradient before it is clipped", "4 rate", "4 loss")  # fmt: skip
+    with panels(path, *titles, rows=2) as (one, two, three, norm, rate, four):
         for name, losses in memorised.items():
             one.plot(losses, label=name)
         for name, (ours, torchs) in optimizers.items():
@@ -177,12 +178,14 @@ def draw(path: Path, memorised: dict, optimizers: dict, clipped: dict, scheduled
             two.plot(smooth(torchs["loss"]), ":", color="black", linewidth=1)
         for name, history in clipped.items():
             three.plot(smooth(history["loss"]), label=name)
+            norm.plot(smooth(history["norm"]), label=name)
         for name, history in scheduled.items():
             rate.plot(history["lr"], label=name)
             four.plot(smooth(history["loss"]), label=name)
         for axis in (one, two, three, four):
             axis.set(yscale="log", ylabel="loss (nats)", xlabel="step")
         one.set(ylim=(1e-15, 10))
+        norm.set(yscale="log", xlabel="step", ylabel="length")
         rate.set(xlabel="step", ylabel="learning rate")
 
 

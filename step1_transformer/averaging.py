@@ -8,8 +8,11 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
+
+from common import runs
 
 
 class Snapshots:
@@ -25,10 +28,9 @@ class Snapshots:
     def take(self, model: nn.Module, step: int, score: float) -> None:
         """Keep the model's weights at `step`; a lower score is better."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        beside = self.folder / f".step-{step:08d}.tmp"
         weights = {name: value.detach().cpu() for name, value in model.named_parameters()}
-        save_file(weights, beside, metadata={"score": repr(score)})
-        beside.rename(self.folder / f"step-{step:08d}.safetensors")
+        content = to_bytes(weights, metadata={"score": repr(score)})
+        runs.write_bytes(self.folder / f"step-{step:08d}.safetensors", content)
         for file in set(self._all()) - {*self.last(), self.best()}:
             file.unlink()
 
@@ -60,15 +62,19 @@ def choose(
     """Leave the model with the average of the last snapshots, or with the best single one:
     whichever has the lower `token_nll`. Returns what `judge` says of each, by its name.
     """
-    last, best = snapshots.last(), snapshots.best()
-    step = int(best.stem.removeprefix("step-"))
-    weights = {f"average of {len(last)}": average(last), f"step {step:,}": average([best])}
+    candidates = (snapshots.last(), [snapshots.best()])
+    weights = {_name(files): average(files) for files in candidates}
     scores = {}
     for name in weights:
         _fill(model, weights[name])
         scores[name] = judge(model)
     _fill(model, weights[min(scores, key=lambda name: scores[name]["token_nll"])])
     return scores
+
+
+def _name(files: list[Path]) -> str:
+    step = int(files[-1].stem.removeprefix("step-"))
+    return f"step {step:,}" if len(files) == 1 else f"average of {len(files)}"
 
 
 def _fill(model: nn.Module, weights: dict[str, Tensor]) -> None:

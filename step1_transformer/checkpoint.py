@@ -7,7 +7,6 @@ Marian translators. Any other is written under our own names. Nothing is ever un
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from common import runs
 from common.cli import UserError
 
 OWN_TYPE = "gym_transformer"
@@ -178,16 +178,6 @@ def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UserError(f"{weights} is truncated or damaged ({error})") from error
 
 
-def write(directory: Path, name: str, content: bytes) -> None:
-    """Write beside, then rename: a full disk or a kill leaves the previous file whole."""
-    beside = directory / f".{name}.tmp"
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, directory / name)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 class CheckpointFormat:
     """Saving and loading for a model with a `config` of class `config_class`."""
 
@@ -246,11 +236,12 @@ class CheckpointFormat:
             raw = {"model_type": OWN_TYPE, **dataclasses.asdict(self.config)}
             state = {n: p.detach().cpu().contiguous() for n, p in self.named_parameters()}
         raw["dtype"] = str(next(iter(state.values())).dtype).removeprefix("torch.")
-        write(directory, "model.safetensors", to_bytes(state, metadata={"format": "pt"}))
-        write(directory, "config.json", (json.dumps(raw, indent=2) + "\n").encode())
+        weights = to_bytes(state, metadata={"format": "pt"})
+        runs.write_bytes(directory / "model.safetensors", weights)
+        runs.write_json(directory / "config.json", raw)
         for name in TOKENIZER_FILES if tokenizer else ():
             if (file := Path(tokenizer) / name).is_file():
-                write(directory, name, file.read_bytes())
+                runs.write_bytes(directory / name, file.read_bytes())
 
     @classmethod
     def load(cls, directory: str | Path, **changes):

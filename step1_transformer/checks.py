@@ -150,6 +150,22 @@ def _mean_log_p(next_log_p, bos, eos, beam_size, max_len, alpha):
     return s.beam_search(next_log_p, bos, eos, beam_size, max_len, 1e3)
 
 
+def _shrinking(next_log_p, bos, eos, beam_size, max_len, alpha):
+    live, finished = [(0.0, [])], []
+    for length in range(1, max_len + 1):
+        log_p = next_log_p(torch.tensor([[bos, *tokens] for _, tokens in live])).tolist()
+        grown = [
+            (score + more, [*tokens, token])
+            for (score, tokens), row in zip(live, log_p, strict=True)
+            for token, more in enumerate(row)
+        ]
+        best = sorted(grown, reverse=True)[:beam_size]
+        ended = [each for each in best if each[1][-1] == eos or length == max_len]
+        finished += [(score / s.length_penalty(length, alpha), tokens) for score, tokens in ended]
+        live = [each for each in best if each not in ended]
+    return max(finished)[1]
+
+
 def _bos_kept(*arguments):
     return [arguments[1], *s.beam_search(*arguments)]
 
@@ -501,10 +517,13 @@ DRILLS = [
             "other words": (language(2), 1, EOS, 3, 6, 0.6),
             "alpha 2": (language(5), 1, EOS, 4, 8, 2.0),
             "2 beams": (language(3), 1, EOS, 2, 7, 1.0),
+            "eos among the best does not cost a beam": (language(5), 1, EOS, 2, 5, 2.0),
+            "more beams than tokens": (language(65), 1, EOS, 7, 5, 2.0),
         },
         {
             "this is what greedy search finds": _greedy,
             "right without the length penalty": _unpenalised,
+            "a beam that ends leaves its place to the next best: go on with beam_size": _shrinking,
             "the length counts too much: divide by lp, ((5 + length) / 6)^alpha": _mean_log_p,
             "bos is no part of the answer": _bos_kept,
             "eos stays in the answer": _eos_cut,
@@ -539,12 +558,15 @@ DRILLS = [
             "a repeated word": (THE, CAT, 1),
             "pairs": (SHORT, LONG, 2),
             "a reference that repeats": (CAT[:3], THE, 1),
-            "shorter than n": (["cat"], CAT, 2),
+            "shorter than n": (["cat"], CAT, 3),
         },
         {
             "an n-gram matches at most as often as the reference has it": _unclipped,
             "each n-gram counts as often as it occurs, not once": _distinct,
             "the other way round: count the n-grams of the hypothesis": _of_reference,
+            "a sentence shorter than n has none, not fewer than none": (
+                lambda h, r, n: (s.ngram_matches(h, r, n)[0], len(h) - n + 1)
+            ),
         },
         loops=True,
     ),

@@ -68,8 +68,12 @@ def prepared(options: PrepareOptions, root: Path) -> Path:
 
     Languages left empty are the data's usual ones. Raises what `prepare` raises.
     """
-    if (Path(options.data) / "manifest.json").is_file():
-        return Path(options.data)
+    if (folder := Path(options.data)).joinpath("manifest.json").is_file():
+        held = read_manifest(folder)["options"]
+        for side in SIDES:
+            if getattr(options, side) not in ("", held[side]):
+                raise UserError(f"{folder} has {side} {held[side]}: leave --{side} out")
+        return folder
     if not (options.source and options.target):
         source, target = parallel.default_languages(options.data)
         languages = dict(source=options.source or source, target=options.target or target)

@@ -74,7 +74,9 @@ def main(config: Config) -> None:
             last, _ = search(config, model, tokenizer, sources, references)
             here |= {f"last_{name}": value for name, value in last.items()}
         found.append(here)
-        runs.say(f"{path}: BLEU {here['bleu']:.2f}, perplexity {here['perplexity']:.2f}")
+        kept = beside(path, "result.json").get("chosen", "weights of unknown origin")
+        scored = f"BLEU {here['bleu']:.2f}, perplexity {here['perplexity']:.2f}"
+        runs.say(f"{path} ({kept}): {scored}")
     copied, signatures = scores.of_texts(sources, references)
     metrics = scores.over_seeds(found)
     metrics |= scores.over_seeds([{f"copy_{name}": value for name, value in copied.items()}])
@@ -101,6 +103,7 @@ def main(config: Config) -> None:
         seconds=round(time.monotonic() - started, 1),
         tokens_per_second=round(metrics["tokens_per_second"]["value"]),
         seeds=[beside(model, "config.json").get("seed") for model in config.model],
+        chosen=[beside(model, "result.json").get("chosen") for model in config.model],
         config=cli.as_dict(config),
     )
 

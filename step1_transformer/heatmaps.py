@@ -66,6 +66,7 @@ def draw(
     names = [[name.replace("$", r"\$") for name in side] for side in (rows, columns)]
     margins = [0.07 * max(map(len, side)) + 0.1 for side in names]  # inches, at this font size
     size = (across * (0.2 * S + 0.1) + margins[0] + 0.8, down * (0.2 * T + margins[1] + 0.3) + 0.3)
+    size = (max(size[0], 6.5), max(size[1], 2.8))  # room for the title and the colour bar's label
     figure, axes = plt.subplots(
         down, across, figsize=size, squeeze=False, sharey=True, layout="constrained"
     )

@@ -49,18 +49,24 @@ class Config:
 def main(config: Config) -> None:
     if config.text and config.input:
         raise UserError("give sentences or --input, not both")
-    if config.input:
-        sentences = list(formats.lines(Path(config.input)))
-    elif config.text or sys.stdin.isatty():
-        sentences = list(config.text)
-    else:
-        sentences = sys.stdin.readlines()
+    try:
+        if config.input:
+            sentences = list(formats.lines(Path(config.input)))
+        elif config.text or sys.stdin.isatty():
+            sentences = list(config.text)
+        else:
+            sentences = sys.stdin.readlines()
+        "".join(sentences).encode()  # in some locales, bytes that are no text get this far
+    except UnicodeError:
+        raise UserError("the input is not UTF-8") from None
     sentences = [text.strip() for text in sentences]
     typed = not (config.text or config.input) and sys.stdin.isatty()
     if not (typed or any(sentences)):
         raise UserError(f"{config.input or 'the input'} is empty: there is nothing to translate")
     if config.attention_maps and len(sentences) != 1:
         raise UserError("--attention-maps are of one sentence: give just one")
+    if config.output:  # now, not after hours of translating
+        Path(config.output).parent.mkdir(parents=True, exist_ok=True)
 
     model = Transformer.load(config.model)
     tokenizer = bpe.load(config.model)

@@ -9,7 +9,11 @@ import pytest
 from common import cli
 
 SCRIPT = '''
-"""A script in miniature."""
+"""A script in miniature.
+
+python script.py --steps 1    once
+python script.py --steps 2    twice
+"""
 import sys, time
 from dataclasses import dataclass
 from common import cli
@@ -164,6 +168,8 @@ def test_help_explains_every_flag_and_leaves_with_code_0(script):
     assert done.returncode == 0
     for told in ("A script in miniature.", "--steps", "Steps to take.", "--seed", "--no-nsp"):
         assert told in done.stdout
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    assert "python script.py --steps 1    once" in lines, "examples keep their lines"
 
 
 def test_the_command_to_resume_is_what_was_typed_and_the_missing_flags(monkeypatch, tmp_path):

@@ -19,7 +19,7 @@ def ours(x):
 
 
 def swap_last(x):
-    axes = (*range(x.data.ndim - 2), x.data.ndim - 1, x.data.ndim - 2)
+    axes = (*range(x.data.ndim - 2), -1, -2)
     return x.transpose(*axes) if ours(x) else x.permute(axes)
 
 
@@ -149,7 +149,7 @@ def largest_difference(graph):
     for mine, torchs in graph.leaves:
         assert mine.grad.shape == mine.shape
         size = max(1.0, torchs.grad.abs().max().item())
-        worst = max(worst, np.abs(mine.grad - torchs.grad.numpy()).max() / size)
+        worst = np.maximum(worst, np.abs(mine.grad - torchs.grad.numpy()).max() / size)  # or NaN
     return worst
 
 

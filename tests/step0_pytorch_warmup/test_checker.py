@@ -90,7 +90,12 @@ def test_hints(answer, hint):
     assert judge(DOUBLE, answer, seconds=0.3).startswith(hint)
 
 
-@pytest.mark.parametrize("answer", [double, lambda x: x + x])
+def asks_for_a_gradient(x):
+    x.requires_grad_()
+    return x + x
+
+
+@pytest.mark.parametrize("answer", [double, lambda x: x + x, asks_for_a_gradient])
 def test_a_right_answer(answer):
     assert judge(DOUBLE, answer) == ""
 
@@ -130,6 +135,8 @@ def test_arguments_count_where_the_drill_works_in_place():
         ({"a": 1}, {"b": 1}, "expected a dict with the keys b"),
         ({"a": 1}, {"a": 2}, "['a']: 1 instead of 2"),
         ("cat", "dog", "'cat' instead of 'dog'"),
+        (1.1e-9, 1e-9, "1.1e-09 instead of 1e-09"),
+        (torch.ones(2), None, "a tensor (2,) where nothing is to be returned"),
         (torch.tensor([True]), torch.tensor([False]), "right, with True and False exchanged"),
     ],
 )

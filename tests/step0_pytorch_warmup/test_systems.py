@@ -49,16 +49,24 @@ def test_a_scale_that_overflows_is_halved_until_it_fits():
     assert mlp.score(model, *train)[1] > 60
 
 
-def test_the_loss_scale_saves_small_gradients():
-    tiny = torch.tensor([2.0**-26])
-    assert tiny.half() == 0 and (tiny * 2**16).half().float() / 2**16 == tiny
+def test_a_lesson_done_again_takes_the_place_of_its_earlier_self(tmp_path, capsys):
+    assert call(profiling, tmp_path, "--threads", "1")["config"]["threads"] == 1
+    assert call(profiling, tmp_path, "--threads", "2")["config"]["threads"] == 2
+    capsys.readouterr()
+    assert call(profiling, tmp_path, "--resume")["config"]["threads"] == 2
+    assert "is complete" in capsys.readouterr().out
+    with pytest.raises(UserError, match="another script's run"):
+        call(mixed_precision, tmp_path)
+    with pytest.raises(UserError, match="brings its own data"):
+        call(profiling, tmp_path, "--data", "sotu")
+    assert json.loads((tmp_path / "config.json").read_text())["threads"] == 2
 
 
 def test_profiling(tmp_path, capsys):
     metrics = call(profiling, tmp_path, "--threads", "1")["metrics"]
     assert metrics["microseconds of a small operation"]["value"] > 0
     text = capsys.readouterr().out
-    assert "aten::addmm" in text and "1 threads" in text and "4 GELU" not in text
+    assert "aten::addmm" in text and "1 thread " in text and "4 GELU" not in text
     assert (tmp_path / "curves.png").exists()
 
 

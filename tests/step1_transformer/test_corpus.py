@@ -95,7 +95,11 @@ def test_what_was_prepared_is_kept_until_something_changes(tmp_path):
         de.write("Haus\n")
         en.write("house\n")
     assert corpus.prepared(options, tmp_path) != folder
-    assert corpus.prepared(replace(options, data=str(folder)), tmp_path) == folder
+    again = replace(options, data=str(folder))
+    assert corpus.prepared(again, tmp_path) == folder
+    assert corpus.prepared(replace(again, source="", target=""), tmp_path) == folder
+    with pytest.raises(UserError, match="has target en: leave --target out"):
+        corpus.prepared(replace(again, target="xx"), tmp_path)
     assert not list(tmp_path.glob(".prepared*"))
 
 

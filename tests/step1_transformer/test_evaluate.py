@@ -80,6 +80,9 @@ def trained(tmp_path_factory):
             noted = result(out)  # of a relative path, which other tests are not in
             noted["prepared"] = str(folder / noted["prepared"])
             (out / "result.json").write_text(json.dumps(noted))
+    # The last weights of seed 0 shall not be the chosen ones, or the ladder would have one rung
+    other = Transformer.load(folder / "seed1" / "model")
+    averaging.Snapshots(folder / "seed0" / "snapshots", keep=2).take(other, 45, score=9.0)
     return folder
 
 
@@ -123,6 +126,7 @@ def test_scores_are_those_of_sacrebleu_on_the_whole_split(trained, evaluated):
 def test_the_result_says_how(evaluated, trained, capfd):
     found = result(evaluated)
     assert found["split"] == "test" and found["seeds"] == [0]
+    assert found["chosen"] == [result(trained / "seed0")["chosen"]]
     assert found["dataset"].endswith("de-en")
     assert any("case:lc" in line and "tok:13a" in line for line in found["signatures"])
     assert found["source"] == result(trained / "seed0")["source"]
@@ -141,8 +145,9 @@ def test_the_ladder_scores_the_last_weights(trained, evaluated):
     corpus = Corpus.open(result(trained / "seed0")["prepared"], "test")
     ours = decoding.translate(model, tokenizer, corpus.text("source"))
     wanted, _ = scores.of_texts(ours, corpus.text("target"))
-    found = {name: result(evaluated)["metrics"][f"last_{name}"]["value"] for name in wanted}
-    assert found == pytest.approx(wanted)
+    metrics = result(evaluated)["metrics"]
+    assert {name: metrics[f"last_{name}"]["value"] for name in wanted} == pytest.approx(wanted)
+    assert metrics["last_chrf"]["value"] != pytest.approx(metrics["chrf"]["value"])
 
 
 def test_several_seeds_give_mean_and_sd(trained, tmp_path, capfd):

@@ -200,6 +200,15 @@ def test_the_average_is_the_mean_and_the_better_candidate_stays(tmp_path):
         assert model.weight.tolist() == [[wanted, wanted]]
 
 
+def test_one_snapshot_is_no_average_and_judged_once(tmp_path):
+    model = nn.Linear(2, 1)
+    snapshots = averaging.Snapshots(tmp_path / "snapshots", keep=1)
+    snapshots.take(model, 1000, 1.0)
+    assert list(averaging.choose(model, snapshots, lambda model: {"token_nll": 1.0})) == [
+        "step 1,000"
+    ]
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [

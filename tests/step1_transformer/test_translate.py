@@ -208,6 +208,14 @@ def test_an_empty_file_and_an_empty_pipe(folder, fails, tmp_path, monkeypatch):
     assert "empty" in fails("--model", folder)
 
 
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_a_pipe_that_is_no_text(folder, fails, monkeypatch, errors):
+    """Python reads stdin one way or the other, depending on the locale."""
+    piped = io.TextIOWrapper(io.BytesIO(b"Hut\n\xff\xfe\n"), encoding="utf-8", errors=errors)
+    monkeypatch.setattr(sys, "stdin", piped)
+    assert "not UTF-8" in fails("--model", folder)
+
+
 def test_no_such_file_or_model(folder, fails, tmp_path):
     assert "cannot be read" in fails("--model", folder, "--input", tmp_path / "none.txt")
     assert "is no checkpoint" in fails("--model", tmp_path, "Hut")
