@@ -93,12 +93,10 @@ def share(batch: np.ndarray, rank: int, world: int, micro_batch_size: int) -> li
 
     The batch is cut into `world` near-equal runs and each run into near-equal micro-batches, so
     what is the same sum on one process stays the same sum on many. Processes may differ by one
-    micro-batch. Raises UserError if the batch has fewer samples than there are processes.
+    micro-batch; a batch of fewer samples than processes leaves some without any.
     """
-    if len(batch) < world:
-        raise UserError(f"{world} processes cannot share {len(batch)} samples: raise --batch-size")
     mine = np.array_split(batch, world)[rank]
-    return np.array_split(mine, math.ceil(len(mine) / micro_batch_size))
+    return np.array_split(mine, math.ceil(len(mine) / micro_batch_size)) if len(mine) else []
 
 
 def pack(lengths: Sequence[int] | np.ndarray, max_seq_len: int) -> list[list[int]]:

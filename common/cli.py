@@ -13,7 +13,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -110,7 +110,7 @@ def _preset(args: list[str], presets: Mapping[str, Mapping[str, Any]]) -> dict[s
     return {k: v for k, v in chosen.items() if not (given and k in budgets)}
 
 
-def default_preset(presets: Mapping[str, Any]) -> str:
+def default_preset(presets: Iterable[str]) -> str:
     """`gpu` where a GPU is present and the script has that preset, else `cpu`, else the first."""
     import torch
 

@@ -15,6 +15,7 @@ import atexit
 import contextlib
 import json
 import math
+import os
 import shutil
 import signal
 import time
@@ -40,6 +41,10 @@ from common.runs import Run, in_order, progress, say, words
 Batch = dict[str, Any]
 Losses = Callable[[nn.Module, Batch], dict[str, torch.Tensor]]
 STOPS = (signal.SIGINT, signal.SIGTERM)
+# PyTorch keeps the bf16 kernels that it compiled for a CPU, one for every shape of every product:
+# length buckets have thousands of shapes, and by default gigabytes of kernels.
+for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+    os.environ.setdefault(cache, "16")
 
 
 @dataclass
@@ -293,6 +298,8 @@ class Trainer:
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 with self._autocast():
                     parts = self.losses(self.model, batch)
+                if window.idle:
+                    parts = {name: 0.0 * value for name, value in parts.items()}
                 loss = _loss({k: v / max(1, window.targets[_target(k)]) for k, v in parts.items()})
                 # DDP averages gradients over processes; the sum over them is what is wanted.
                 self.accelerator.backward(loss * self.world)
@@ -320,12 +327,14 @@ class Trainer:
         def prepare(item):
             epoch, position, batch = item
             pieces = batching.share(batch, self.rank, self.world, self.config.micro_batch_size)
+            idle = not pieces  # with fewer samples than processes: a gradient of zero, in step
+            pieces = pieces or [batch[:1]]
             micro_batches = [_each_tensor(self.make_batch(p, epoch), ready) for p in pieces]
             targets: Counter = Counter()
             for part in micro_batches:
-                targets.update(part["targets"])
-            tokens = sum(part["tokens"] for part in micro_batches)
-            return _Window(epoch, position, micro_batches, targets, tokens)
+                targets.update({name: n * (not idle) for name, n in part["targets"].items()})
+            tokens = sum(part["tokens"] for part in micro_batches) * (not idle)
+            return _Window(epoch, position, micro_batches, targets, tokens, idle)
 
         order = self.batches.starting_at(self.state.epoch, self.state.position)
         with ThreadPoolExecutor(1) as ahead:
@@ -570,6 +579,7 @@ class _Window:
     micro_batches: list[Batch]
     targets: dict[str, int]
     tokens: int
+    idle: bool
     wishes: list[int] = field(default_factory=list)
 
 
@@ -609,4 +619,5 @@ def _mix(seed: int, step: int, rank: int) -> int:
 def _digest(config: cli.RunConfig) -> str:
     """The settings that decide the weights, as text; where and how long to run is left out."""
     free = {"out", "resume", "tracker", "slice_minutes", "save_minutes", "log_every", "preset"}
+    free |= {"plan", "n_devices", "utilisation", "price"}
     return json.dumps({k: v for k, v in cli.as_dict(config).items() if k not in free}, default=str)

@@ -49,7 +49,7 @@ def main(config: Config) -> None:
     # Are they the same model?
     differences = {}
     print("largest difference of scores and losses")
-    for precision in precisions:
+    for precision in dict.fromkeys(("fp32", *precisions)):  # in bf16 alone, much looks alike
         for width in sorted({*config.widths, config.width}):
             place = f"width {width}, {precision}"
             differences[place] = both.difference(width, precision)

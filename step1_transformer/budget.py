@@ -70,7 +70,9 @@ class PlanFlags:
     """Price of a device hour in the plan, in your currency."""
 
 
-def print_cost(config: PlanFlags, parameters: int, flops: float, activations: float) -> None:
+def print_cost(
+    config: PlanFlags, parameters: int, flops: float, activations: float, steps: int
+) -> None:
     """Memory a device (fp32 weights and gradients, two AdamW moments, activations), time, money."""
     memory = (16 * parameters + activations) / 1e9
     time = hours(flops, config.plan, config.n_devices, config.utilisation)
@@ -79,7 +81,8 @@ def print_cost(config: PlanFlags, parameters: int, flops: float, activations: fl
         "(weights, gradients, AdamW moments, activations)"
     )
     print(
-        f"  {time:,.2g} hours at {config.utilisation:.0%} of peak, "
+        f"  {time:,.2g} hours ({3.6e6 * time / steps:,.2g} ms a step) at "
+        f"{config.utilisation:.0%} of peak, "
         f"{time * config.n_devices:,.2g} device hours, "
         f"cost {time * config.n_devices * config.price:,.2f} at {config.price:g} a device hour"
     )
@@ -106,4 +109,4 @@ def print_plan(config, shape: TransformerConfig, seq_len: int = 32) -> None:
     n_layers = shape.n_encoder_layers + shape.n_decoder_layers
     rows = min(config.max_tokens / config.n_devices / seq_len, config.micro_batch_size)
     kept = activation_bytes(rows, seq_len, n_layers, shape.d_model)
-    print_cost(config, parameters, tokens * flops, kept)
+    print_cost(config, parameters, tokens * flops, kept, steps)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from common import runs
+from common import cli, runs
 from common.cli import UserError
 
 OWN_TYPE = "gym_transformer"
@@ -65,6 +65,11 @@ MARIAN_NAMES = (  # ours, theirs
     ("embedding.bias", "final_logits_bias"),
 )
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def default_model() -> str:
+    """Where train.py leaves its model by default on this machine."""
+    return f"runs/step1_transformer/train-{cli.default_preset(('cpu', 'gpu'))}/model"
 
 
 def marian_names(name: str) -> list[str]:

@@ -13,6 +13,7 @@ import re
 import shutil
 import tempfile
 import time
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain, islice
@@ -166,7 +167,7 @@ def _write_split(options: PrepareOptions, split: str, tokenizer, folder: Path) -
                 tokens[side].write(flat.tobytes())
                 lengths[side].append(size)
                 if raw:
-                    raw[side].writelines(re.sub(r"[\r\n]+", " ", text) + "\n" for text in texts)
+                    raw[side].writelines(one_line(text) + "\n" for text in texts)
             too_long += int(over.sum())
         if not lengths["source"]:
             raise UserError(f"{options.data}: no sentence pairs for split {split!r}")
@@ -185,6 +186,11 @@ def _write_split(options: PrepareOptions, split: str, tokenizer, folder: Path) -
         "truncated_pairs": too_long,
         "skipped_lines": skipped.count,
     }
+
+
+def one_line(text: str) -> str:
+    """Text as a reference has it: normalised as what the model writes is, on one line."""
+    return re.sub(r"[\r\n]+", " ", unicodedata.normalize("NFC", text))
 
 
 def _check_alignment(options: PrepareOptions, split: str, sizes: dict) -> float | None:

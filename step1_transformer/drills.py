@@ -1,12 +1,12 @@
 """Write the Transformer's parts yourself, in the order of the paper (arXiv:1706.03762).
 
-    cp step1_transformer/drills.py my_drills.py
-    python my_drills.py --check
-    python my_drills.py --check --only sinusoidal_positions
+    cp step1_transformer/drills.py my_blocks.py
+    python my_blocks.py --check
+    python my_blocks.py --check --only sinusoidal_positions
 
-What passes here can stand in for the gym's own blocks in the tests against PyTorch:
+Eleven of these can stand in for the gym's own blocks in its parity tests:
 
-    pytest tests/parity/test_blocks.py --mine my_drills.py
+    pytest tests/parity/test_blocks.py --mine my_blocks.py
 
 Letters: B sentences, T and S target and source tokens, d = d_model, h heads, V vocabulary, k beams.
 A mask is True where a query may look. Unless it says "may loop", a drill wants no Python loop.

@@ -15,7 +15,7 @@ import torch
 
 from common import cli, data, runs
 from common.cli import UserError
-from step1_transformer import averaging, decoding, objective, scores
+from step1_transformer import averaging, checkpoint, decoding, objective, scores
 from step1_transformer import tokenizer as bpe
 from step1_transformer.corpus import Corpus
 from step1_transformer.model import Transformer
@@ -23,7 +23,7 @@ from step1_transformer.model import Transformer
 
 @dataclass
 class Config(cli.RunConfig):
-    model: tuple[str, ...] = ("runs/step1_transformer/train-cpu/model",)
+    model: tuple[str, ...] = (checkpoint.default_model(),)
     """Models to score, with their tokenizers: several seeds of one training give mean and sd."""
     data: str = ""
     """Prepared data; empty: what train.py trained the model on."""
@@ -53,7 +53,8 @@ PRESETS = {"smoke": dict(sentences=32, examples=2), "cpu": {}, "gpu": {}}
 
 
 def main(config: Config) -> None:
-    run = runs.Run.open(config, f"step1_transformer/evaluate-{Path(config.model[0]).parent.name}")
+    name = f"{Path(config.model[0]).parent.name}-{config.split}{'-ladder' * config.ladder}"
+    run = runs.Run.open(config, f"step1_transformer/evaluate-{name}")
     if run.finished():
         return
     corpus = Corpus.open(config.data or training_data(config.model), config.split)

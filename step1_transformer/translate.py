@@ -17,7 +17,7 @@ import tyro
 
 from common import cli, formats, runs
 from common.cli import UserError
-from step1_transformer import decoding, heatmaps
+from step1_transformer import checkpoint, decoding, heatmaps
 from step1_transformer import tokenizer as bpe
 from step1_transformer.model import Transformer
 
@@ -26,7 +26,7 @@ from step1_transformer.model import Transformer
 class Config:
     text: tyro.conf.Positional[tuple[str, ...]] = ()
     """Sentences to translate; none: --input, or what is typed or piped."""
-    model: str = "runs/step1_transformer/train-cpu/model"
+    model: str = checkpoint.default_model()
     """Directory of a trained model, with its tokenizer."""
     input: str = ""
     """File with a sentence a line; perhaps compressed."""

@@ -39,7 +39,7 @@ def print_plan(config) -> None:
         bert.n_layers,
         bert.d_model,
     )
-    print_cost(config, parameters, total, kept)
+    print_cost(config, parameters, total, kept, steps)
     if config.long_share:
         print(second_phase(config, round(config.long_share * steps)))
 

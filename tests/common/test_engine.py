@@ -107,6 +107,16 @@ def test_two_processes_equal_one(tmp_path, one_batch):
         assert ours == pytest.approx(one, abs=1e-9)
 
 
+def test_a_batch_too_small_for_two_processes_is_the_same_on_one(tmp_path):
+    flags = dict(batch_size=103, dropout=0.0)  # the last of an epoch is a single sample
+    one = train(tmp_path / "one", **flags), scores(tmp_path / "one")
+    done = call(TWO, "--out", tmp_path / "two", "--batch-size", 103)
+    assert done.returncode == 0
+    assert torch.allclose(weights(tmp_path / "two"), one[0], rtol=0, atol=1e-9)
+    for ours, wanted in zip(scores(tmp_path / "two"), one[1], strict=True):
+        assert ours == pytest.approx(wanted, abs=1e-9)
+
+
 def wait_for_training(out):
     metrics = out / "metrics.jsonl"
     while not (metrics.exists() and "train/" in metrics.read_text()):

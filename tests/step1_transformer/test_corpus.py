@@ -158,3 +158,7 @@ def test_broken_folders_are_said_to_be_broken(prepared, tmp_path):
     (tmp_path / "manifest.json").write_text('{"format": 0}')
     with pytest.raises(UserError, match="format 0 is not ours"):
         Corpus.open(tmp_path)
+
+
+def test_references_are_normalised_as_what_is_written_is():
+    assert corpus.one_line("cafe\u0301\r\nau lait") == "caf\u00e9 au lait"
