@@ -86,7 +86,8 @@ PRESETS = {
     "smoke": dict(data="copy", size="tiny", n_layers=1, vocab_size=300, max_tokens=512,
                   max_steps=500, schedule="linear", warmup_ratio=0.1, learning_rate=2e-3,
                   dropout=0.0, label_smoothing=0.0, eval_every=100, average=0, precision="fp32"),
-    "cpu": dict(max_minutes=8.0, schedule="linear", warmup_ratio=0.1, learning_rate=2e-3),
+    "cpu": dict(max_minutes=8.0, norm="pre", d_ff=512, vocab_size=4096, max_tokens=2048,
+                schedule="linear", warmup_ratio=0.05, learning_rate=2e-3),
     "gpu": dict(max_minutes=20.0, schedule="linear", warmup_ratio=0.1, max_tokens=16_384),
     "paper": PAPER | dict(size="base", max_steps=100_000, warmup_ratio=0.04,
                           learning_rate=512**-0.5 * 4000**-0.5),
@@ -156,11 +157,10 @@ def main(config: Config) -> None:
         if train.source["name"] == "copy":
             metrics["exact"] = runs.metric(100 * objective.exact(model, test), unit="%")
             print(f"copied without a mistake: {metrics['exact']['value']:.1f} %")
-        name = f"Transformer-{config.size}"
         run.result(
             step="step1_transformer",
             script="train",
-            system=name,
+            system=f"Transformer-{config.size}",
             preset=config.preset,
             dataset=f"{train.source['name']} {train.languages}",
             source=train.source,
@@ -169,7 +169,7 @@ def main(config: Config) -> None:
             dev={name: scores["token_nll"] for name, scores in dev_scores.items()},
             chosen=chosen,
             compare_to=[],
-            model={"name": name, "parameters": sum(p.numel() for p in model.parameters())},
+            model={"name": config.size, "parameters": sum(p.numel() for p in model.parameters())},
             tokens=state.tokens,
             steps=state.step,
             seconds=round(state.seconds, 1),
