@@ -52,7 +52,7 @@ class Value:
 
     def __pow__(self, exponent: float) -> "Value":
         """x ** p for a plain number p."""
-        slope = exponent * self.data ** (exponent - 1)
+        slope = exponent * self.data ** (exponent - 1) if exponent else 0.0 * self.data
         return record(self.data**exponent, (self, lambda g: g * slope))
 
     def __matmul__(self, other: Any) -> "Value":

@@ -22,7 +22,6 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from common import cli
-from common.cli import UserError
 from common.runs import metric
 from step0_pytorch_warmup import digits, mlp
 from step0_pytorch_warmup.lesson import finish, start
@@ -76,7 +75,7 @@ def main(config: Config) -> None:
         print(f"  {config.processes} processes, {way:20} {error:.1e}")
         metrics[way.replace(",", "").replace(" ", "_")] = metric(error, higher_is_better=False)
         if way != WAYS[-1] and not error <= LARGEST_DIFFERENCE:
-            raise UserError(f"{way}: weights differ by {error:.1e} from those of one process")
+            print(f"  that is more than {LARGEST_DIFFERENCE:.0e}: not the same training")
     finish(
         run, config, started, script="data_parallel", system="MLP, SGD", dataset="digits",
         split="train", metrics=metrics, parameters=sum(value.numel() for value in one.values()),

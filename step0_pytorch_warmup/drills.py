@@ -174,7 +174,7 @@ def reverse_gradient(x: Tensor, scale: float) -> Tensor:
 
 
 def hessian_times(function: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
-    """(D,), (D,) -> (D,): second derivatives of function at x, times v, without the matrix."""
+    """(D,), (D,) -> (D,): second derivatives of function, times v; no matrix is needed."""
     raise NotImplementedError
 
 

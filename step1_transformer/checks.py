@@ -146,8 +146,8 @@ def _unpenalised(next_log_p, bos, eos, beam_size, max_len, alpha):
     return s.beam_search(next_log_p, bos, eos, beam_size, max_len, 0.0)
 
 
-def _mean_log_p(next_log_p, bos, eos, beam_size, max_len, alpha):
-    return s.beam_search(next_log_p, bos, eos, beam_size, max_len, 1e3)
+def _longest(next_log_p, bos, eos, beam_size, max_len, alpha):
+    return s.beam_search(next_log_p, bos, eos, beam_size, max_len, 10.0)
 
 
 def _shrinking(next_log_p, bos, eos, beam_size, max_len, alpha):
@@ -524,7 +524,7 @@ DRILLS = [
             "this is what greedy search finds": _greedy,
             "right without the length penalty": _unpenalised,
             "a beam that ends leaves its place to the next best: go on with beam_size": _shrinking,
-            "the length counts too much: divide by lp, ((5 + length) / 6)^alpha": _mean_log_p,
+            "the length counts too much: divide by lp, ((5 + length) / 6)^alpha": _longest,
             "bos is no part of the answer": _bos_kept,
             "eos stays in the answer": _eos_cut,
         },

@@ -46,11 +46,11 @@ class Config(engine.TrainConfig, PlanFlags):
     label_smoothing: float = 0.1
     """Share of the target probability that is spread over the vocabulary."""
     vocab_size: int = 8192
-    """Size of the joint byte-level BPE vocabulary."""
+    """Size of the joint byte-level BPE vocabulary, where the data is prepared here."""
     max_seq_len: int = 256
     """Longest sentence, in tokens, and positions of the model."""
     truncate: bool = False
-    """Cut longer sentences instead of refusing them."""
+    """Cut longer sentences instead of refusing them, where the data is prepared here."""
     skip_bad_lines: bool = False
     """Leave out pairs with an empty side instead of refusing them."""
     max_tokens: int = 4096
