@@ -256,19 +256,23 @@ class Transformer(CheckpointFormat, nn.Module):
     def from_torch(
         cls,
         module: nn.Transformer,
-        embedding: nn.Embedding,
+        embedding: nn.Embedding | None = None,
         output: nn.Linear | None = None,
         **changes,
     ) -> "Transformer":
-        """A copy of PyTorch's model between an embedding and an output layer tied to it.
+        """A copy of PyTorch's model, between an embedding and an output layer tied to it.
 
-        Raises ValueError if the output's matrix is another, or a part is one that ours lacks.
+        Without an embedding it gets a new one, of `vocab_size=` tokens. Raises ValueError if the
+        output's matrix is another, or a part is one that ours lacks.
         """
+        bias = None if output is None else output.bias
+        fields = model_fields(module) | {"output_bias": bias is not None}
+        if embedding is not None:
+            fields["vocab_size"] = embedding.num_embeddings
+        ours = cls(cls.config_class(**fields | changes))
+        embedding = embedding or ours.embedding.token
         if output is not None and not torch.equal(output.weight, embedding.weight):
             raise ValueError("the output layer has another matrix than the embedding")
-        bias = None if output is None else output.bias
-        fields = model_fields(module) | {"vocab_size": embedding.num_embeddings}
-        ours = cls(cls.config_class(**fields | {"output_bias": bias is not None} | changes))
         copy_from_torch(module.encoder, ours.encoder)
         copy_from_torch(module.decoder, ours.decoder)
         with torch.no_grad():

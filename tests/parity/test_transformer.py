@@ -78,6 +78,11 @@ def test_the_whole_model_from_torch(norm_first):
 
     with pytest.raises(ValueError, match="another matrix"):
         Transformer.from_torch(middle, embedding, nn.Linear(d, V))
+    fresh = Transformer.from_torch(middle, vocab_size=31, max_seq_len=9)
+    assert fresh.config.vocab_size == 31
+    for part in ("encoder", "decoder"):
+        mine, its = (getattr(model, part).state_dict() for model in (fresh, ours))
+        assert all(torch.equal(mine[name], value) for name, value in its.items())
 
 
 def test_copies_share_nothing_and_keep_mode_and_precision():
