@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from common import batching, cli, engine, optim, runs
-from step2_bert import model as bert
+from step1_transformer import attention, layers
 from step2_bert import objective
 from step2_bert.baseline import DenseBert, HuggingFaceBert, MaskedBert
 from step2_bert.model import BertConfig, BertForPreTraining
@@ -104,7 +104,8 @@ def measure(config: Config, system: System) -> dict[str, Any]:
         watch = Watch(config.target_loss, Samples.open(config.data, "heldout"))
         order = batching.Batches(samples.lengths, batch_size=config.batch_size, seed=config.seed)
         model = initial(config, samples, system.attention)
-        with patch.object(bert, "drop", bert.drop if system.own_dropout else F.dropout):
+        drop = attention.drop if system.own_dropout else F.dropout
+        with patch.object(attention, "drop", drop), patch.object(layers, "drop", drop):
             if system.model is None:
                 steps = _trainer(model, train, samples, order, watch)
             else:

@@ -156,12 +156,12 @@ def test_slices_and_a_full_disk_change_nothing(data, tmp_path, impl, capfd, monk
     saved = max(tmp_path.glob("sliced/checkpoints/step-*"))
     if impl == "scratch":
 
-        def full(directory, name, content):
-            (directory / name).write_bytes(content[: len(content) // 2])
+        def full(path, content):
+            path.write_bytes(content[: len(content) // 2])
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "write", full)
+            patch.setattr(checkpoint, "write_bytes", full)
             assert call("pretrain", *flags) == 2
         told = capfd.readouterr().err
         assert "No space left" in told and f"{saved} is complete" in told
