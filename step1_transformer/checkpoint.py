@@ -64,7 +64,12 @@ MARIAN_NAMES = (  # ours, theirs
     ("embedding.token.weight", "model.shared.weight"),
     ("embedding.bias", "final_logits_bias"),
 )
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "special_tokens_map.json",
+)
 
 
 def default_model() -> str:
@@ -165,8 +170,9 @@ def fill(model: nn.Module, state: dict[str, Tensor]) -> None:
         parameter.copy_(state[name])
 
 
-def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(directory: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The contents of config.json and model.safetensors; UserError if either is unusable."""
+    directory = Path(directory)
     config, weights = directory / "config.json", directory / "model.safetensors"
     for file in (config, weights):
         if not file.is_file():
@@ -181,6 +187,13 @@ def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return raw, load_file(weights)
     except SafetensorError as error:
         raise UserError(f"{weights} is truncated or damaged ({error})") from error
+
+
+def copy_tokenizer(source: str | Path, directory: str | Path) -> None:
+    """Put the tokenizer files of `source` into `directory`."""
+    for name in TOKENIZER_FILES:
+        if (file := Path(source) / name).is_file():
+            runs.write_bytes(Path(directory) / name, file.read_bytes())
 
 
 class CheckpointFormat:
@@ -244,9 +257,8 @@ class CheckpointFormat:
         weights = to_bytes(state, metadata={"format": "pt"})
         runs.write_bytes(directory / "model.safetensors", weights)
         runs.write_json(directory / "config.json", raw)
-        for name in TOKENIZER_FILES if tokenizer else ():
-            if (file := Path(tokenizer) / name).is_file():
-                runs.write_bytes(directory / name, file.read_bytes())
+        if tokenizer is not None:
+            copy_tokenizer(tokenizer, directory)
 
     @classmethod
     def load(cls, directory: str | Path, **changes):
@@ -254,5 +266,5 @@ class CheckpointFormat:
 
         Raises UserError when the directory has no checkpoint, or a truncated or foreign one.
         """
-        raw, state = read(Path(directory))
+        raw, state = read(directory)
         return cls.build(raw, state, str(directory), **changes)

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from step2_bert.checkpoint import copy_tokenizer, without
+from step1_transformer.checkpoint import copy_tokenizer
+from step2_bert.checkpoint import without
 from step2_bert.model import BertConfig, BertForPreTraining, BertOutput, next_sentence_sums
 
 

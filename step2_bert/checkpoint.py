@@ -5,18 +5,16 @@ ever unpickled.
 """
 
 import importlib.util
-import json
 import logging
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from common.cli import UserError
 from common.runs import write_bytes, write_json
+from step1_transformer.checkpoint import copy_tokenizer, read
 
 CONFIG_NAMES = {
     "vocab_size": "vocab_size",
@@ -55,12 +53,6 @@ PARAMETER_NAMES = (
     (".feed_forward.up.", ".intermediate.dense."),
     (".feed_forward.down.", ".output.dense."),
     (".feed_forward_norm.", ".output.LayerNorm."),
-)
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "special_tokens_map.json",
 )
 OPTIONAL_PARTS = ("bert.pooler.", "mlm.", "nsp.", "classifier.")
 
@@ -148,32 +140,6 @@ def config_fields(raw: dict) -> dict:
         if key not in raw:
             raise UserError(f"config.json has no {key}: it is no BERT config")
     return {ours: raw[theirs] for ours, theirs in CONFIG_NAMES.items() if theirs in raw}
-
-
-def read(directory: str | Path) -> tuple[dict, dict[str, Tensor]]:
-    """The contents of config.json and model.safetensors; UserError if either is unusable."""
-    directory = Path(directory)
-    config, weights = directory / "config.json", directory / "model.safetensors"
-    for file in (config, weights):
-        if not file.is_file():
-            raise UserError(f"{directory} is no checkpoint: it has no {file.name}")
-    try:
-        raw = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{config} is no JSON ({error})") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{config} is no JSON object")
-    try:
-        return raw, load_file(weights)
-    except SafetensorError as error:
-        raise UserError(f"{weights} is truncated or damaged ({error})") from error
-
-
-def copy_tokenizer(source: str | Path, directory: str | Path) -> None:
-    """Put the tokenizer files of `source` into `directory`."""
-    for name in TOKENIZER_FILES:
-        if (file := Path(source) / name).is_file():
-            write_bytes(Path(directory) / name, file.read_bytes())
 
 
 class HuggingFaceFormat:
