@@ -179,6 +179,8 @@ class Trainer:
     """model -> held-out means, called every `config.eval_every` steps and at the end."""
     stop: Callable[[list[dict[str, Any]]], bool] | None = None
     """Events of the evaluations so far -> whether training ends here, before its last step."""
+    build_optimizers: Callable[[nn.Module], list[torch.optim.Optimizer]] | None = None
+    """model -> its optimizers, each group at its peak rate; default: those that the config names."""
     tokenizer: Path | None = None
     """Tokenizer files, which every checkpoint carries."""
     data_key: str = ""
@@ -202,10 +204,9 @@ class Trainer:
             accelerator.init_trackers(self.run.path.name, settings)
         if checkpoint:
             model.load_state_dict(type(model).load(checkpoint).state_dict())
-        rates = (config.learning_rate, config.muon_learning_rate)
-        adam = dict(betas=(0.9, config.adam_beta2), eps=config.adam_eps)
-        decay = config.weight_decay
-        built = optim.build(config.optimizer, model, *rates, weight_decay=decay, **adam)
+        built = (self.build_optimizers or self._named_optimizers)(model)
+        for group in (group for optimizer in built for group in optimizer.param_groups):
+            group["peak_lr"] = group["lr"]
         if config.compile:
             model.compile(dynamic=True)
         self.model, *self.optimizers = accelerator.prepare(model, *built, device_placement=None)
@@ -213,6 +214,13 @@ class Trainer:
             self._restore(checkpoint)
         elif config.resume:
             self.run.rewind(-1)
+
+    def _named_optimizers(self, model: nn.Module) -> list[torch.optim.Optimizer]:
+        config = self.config
+        rates = (config.learning_rate, config.muon_learning_rate)
+        adam = dict(betas=(0.9, config.adam_beta2), eps=config.adam_eps)
+        decay = config.weight_decay
+        return optim.build(config.optimizer, model, *rates, weight_decay=decay, **adam)
 
     # -- the loop --------------------------------------------------------------------------
 

@@ -62,9 +62,6 @@ def build(
     if hidden:
         rate, matrices = muon_learning_rate, hidden.values()
         optimizers.append(torch.optim.Muon(matrices, lr=rate, weight_decay=weight_decay))
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
     return optimizers
 
 

@@ -53,8 +53,8 @@ def test_muon_finds_the_layers_of_transformers_too():
 
 def test_each_optimizer_has_its_learning_rate():
     adamw, muon = optim.build("muon", nn.ModuleDict({"layers": nn.Linear(4, 4)}), 1e-3, 0.05)
-    assert {group["peak_lr"] for group in adamw.param_groups} == {1e-3}
-    assert {group["peak_lr"] for group in muon.param_groups} == {0.05}
+    assert {group["lr"] for group in adamw.param_groups} == {1e-3}
+    assert {group["lr"] for group in muon.param_groups} == {0.05}
 
 
 def test_adamw_is_torchs_adamw_with_the_papers_exclusions():
