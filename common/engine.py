@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -130,7 +131,7 @@ def accelerator(config: cli.RunConfig):
     """The process group, device and trackers of this run, from `accelerate`."""
     from accelerate import Accelerator
     from accelerate.tracking import get_available_trackers
-    from accelerate.utils import GradientAccumulationPlugin
+    from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
     tracker = None if config.tracker == "none" else config.tracker
     if tracker and tracker not in map(str, get_available_trackers()):
@@ -139,6 +140,8 @@ def accelerator(config: cli.RunConfig):
     ours = dict(  # whatever `accelerate config` says
         mixed_precision="no", gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1)
     )
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))  # the first prepares the data
+    ours["kwargs_handlers"] = [patience]
     made = Accelerator(cpu=cpu, log_with=tracker, project_dir=config.out or "runs", **ours)
     if made.distributed_type.value not in ("NO", "MULTI_GPU", "MULTI_CPU"):
         raise UserError(f"{made.distributed_type.value} is not supported yet; use DDP")
@@ -180,7 +183,7 @@ class Trainer:
     stop: Callable[[list[dict[str, Any]]], bool] | None = None
     """Events of the evaluations so far -> whether training ends here, before its last step."""
     build_optimizers: Callable[[nn.Module], list[torch.optim.Optimizer]] | None = None
-    """model -> its optimizers, each group at its peak rate; default: those that the config names."""
+    """model -> its optimizers, each group at its peak rate; default: those that config names."""
     tokenizer: Path | None = None
     """Tokenizer files, which every checkpoint carries."""
     data_key: str = ""

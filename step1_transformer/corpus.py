@@ -6,6 +6,7 @@ and test, and manifest.json. It is written beside and renamed when whole.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -49,6 +50,7 @@ class PrepareOptions:
     max_seq_len: int = 256
     truncate: bool = False
     skip_bad_lines: bool = False
+    unaligned: bool = False
 
     @classmethod
     def of(cls, config: Any) -> "PrepareOptions":
@@ -96,31 +98,51 @@ def prepare(options: PrepareOptions, out: str | Path) -> Path:
         if read_manifest(out)["key"] != key:
             raise UserError(f"{out} holds other prepared data; choose another directory")
         return out
-    started = time.perf_counter()
     out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        texts = (text for pair in _pairs(options, "train", Skipped()) for text in pair)
-        tokenizer = bpe.train_bpe(_at_most(texts, TOKENIZER_CHARACTERS), options.vocab_size)
-        bpe.save(tokenizer, unfinished / "tokenizer", options.max_seq_len)
-        splits = {split: _write_split(options, split, tokenizer, unfinished) for split in SPLITS}
-        manifest = {
-            "format": FORMAT,
-            "key": key,
-            "source": _sources(options)["train"].facts(),
-            "options": asdict(options),
-            "vocab_size": tokenizer.get_vocab_size(),
-            "splits": splits,
-            "seconds": round(time.perf_counter() - started, 2),
-        }
-        runs.write_json(unfinished / "manifest.json", manifest)
-        unfinished.rename(out)
-    except OSError:
+    with _alone(out.with_name(f".{out.name}")) as unfinished:
         if not (out / "manifest.json").is_file():  # else another process was faster
-            raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+            _fill(unfinished, options, key)
+            unfinished.rename(out)
     return out
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[Path]:
+    """An empty folder held by this process; another waits here. What a kill left is cleared."""
+    held = False
+    while not held:
+        folder.mkdir(exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        # while we waited, it may have been renamed, or removed and made anew
+        held = folder.exists() and os.path.samestat(os.fstat(handle), folder.stat())
+        if not held:
+            os.close(handle)
+    try:
+        for left in folder.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+def _fill(folder: Path, options: PrepareOptions, key: str) -> None:
+    started = time.perf_counter()
+    texts = (text for pair in _pairs(options, "train", Skipped()) for text in pair)
+    tokenizer = bpe.train_bpe(_at_most(texts, TOKENIZER_CHARACTERS), options.vocab_size)
+    bpe.save(tokenizer, folder / "tokenizer", options.max_seq_len)
+    splits = {split: _write_split(options, split, tokenizer, folder) for split in SPLITS}
+    manifest = {
+        "format": FORMAT,
+        "key": key,
+        "source": _sources(options)["train"].facts(),
+        "options": asdict(options),
+        "vocab_size": tokenizer.get_vocab_size(),
+        "splits": splits,
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+    runs.write_json(folder / "manifest.json", manifest)
 
 
 def _sources(options: PrepareOptions) -> dict:
@@ -202,11 +224,11 @@ def _check_alignment(options: PrepareOptions, split: str, sizes: dict) -> float 
     if len(logs[0]) < 100 or min(log.std() for log in logs) < 0.1:
         return None
     correlation = float(np.corrcoef(*logs)[0, 1])
-    if correlation < LEAST_CORRELATION:
+    if correlation < LEAST_CORRELATION and not options.unaligned:
         raise UserError(
             f"{options.data}: the lengths of {options.source} and {options.target} sentences in "
             f"split {split!r} have nothing to do with each other (correlation {correlation:.2f}): "
-            "the sides are not aligned line by line"
+            "the sides are not aligned line by line; if they are, say --unaligned"
         )
     return round(correlation, 3)
 

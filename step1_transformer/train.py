@@ -53,6 +53,8 @@ class Config(engine.TrainConfig, PlanFlags):
     """Cut longer sentences instead of refusing them, where the data is prepared here."""
     skip_bad_lines: bool = False
     """Leave out pairs with an empty side instead of refusing them."""
+    unaligned: bool = False
+    """Take sides whose sentence lengths have nothing to do with each other, too."""
     max_tokens: int = 4096
     """Tokens in an optimizer step: sentences times the longest of them; --batch-size has no say."""
     micro_batch_size: int = 1024
@@ -99,8 +101,7 @@ PRESETS = {
 def main(config: Config) -> None:
     if config.plan:
         return print_plan(config, shape(config, config))
-    accelerator = engine.accelerator(config)
-    main_process = accelerator.is_main_process
+    main_process = (accelerator := engine.accelerator(config)).is_main_process
     run = runs.Run.open(config, f"step1_transformer/train-{config.preset}", main=main_process)
     if run.finished():
         return
@@ -111,7 +112,6 @@ def main(config: Config) -> None:
     train, dev, test = (Corpus.open(folder, split) for split in ("train", "dev", "test"))
     if main_process:
         data.record(run.path, train.source | {"languages": train.languages}, "data_source")
-    batches = batching.Batches(train.lengths, max_tokens=config.max_tokens, seed=config.seed)
 
     # Model
     engine.seed_everything(config.seed)
@@ -131,7 +131,7 @@ def main(config: Config) -> None:
         config=config,
         run=run,
         accelerator=accelerator,
-        batches=batches,
+        batches=batching.Batches(train.lengths, max_tokens=config.max_tokens, seed=config.seed),
         make_batch=lambda rows, epoch: train.batch(rows),
         losses=partial(objective.losses, label_smoothing=config.label_smoothing),
         evaluate=score,
@@ -140,9 +140,9 @@ def main(config: Config) -> None:
         data_key=train.manifest["key"],
     )
     state = trainer.train()
+    accelerator.wait_for_everyone()
 
     # Average the last weights; keep them, or the best of all, whichever dev likes better; in fp32
-    accelerator.wait_for_everyone()
     judge = partial(objective.heldout_scores, corpus=dev, accelerator=accelerator)
     dev_scores = averaging.choose(model, snapshots, judge)
     chosen = min(dev_scores, key=lambda name: dev_scores[name]["token_nll"])
@@ -183,8 +183,8 @@ def main(config: Config) -> None:
 
 def shape(config: Config, data: Corpus | Config) -> TransformerConfig:
     """The size's shape with what the flags say otherwise, for the data's vocabulary and length."""
-    names = ("d_model", "n_heads", "d_ff", "norm", "positions", "dropout")
-    parts = {name: getattr(config, name) for name in names}
+    named = ("d_model", "n_heads", "d_ff", "norm", "positions", "dropout")
+    parts = {name: getattr(config, name) for name in named}
     parts |= {f"n_{side}_layers": config.n_layers for side in ("encoder", "decoder")}
     parts |= dict(attention_dropout=config.dropout, ff_dropout=config.dropout)
     parts = {name: value for name, value in parts.items() if value is not None}

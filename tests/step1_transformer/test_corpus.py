@@ -1,5 +1,6 @@
 import json
 import random
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -135,6 +136,18 @@ def test_sides_that_are_not_aligned_are_refused(tmp_path):
     shifted = [(de, en) for (de, _), (_, en) in zip(pairs, pairs[1:], strict=False)]
     with pytest.raises(UserError, match="not aligned line by line"):
         corpus.prepare(write(tmp_path / "raw", {"train": shifted}), tmp_path / "out")
+    options = replace(write(tmp_path / "raw", {"train": shifted}), unaligned=True)
+    assert len(Corpus.open(corpus.prepare(options, tmp_path / "out"))) == len(shifted)
+
+
+def test_what_a_kill_left_is_cleared_and_two_at_once_give_one(tmp_path):
+    options = write(tmp_path / "raw", {})
+    (tmp_path / ".out").mkdir()
+    (tmp_path / ".out" / "train.safetensors").write_bytes(b"half")
+    with ThreadPoolExecutor(2) as both:
+        folders = set(both.map(lambda _: corpus.prepare(options, tmp_path / "out"), range(2)))
+    assert folders == {tmp_path / "out"} and Corpus.open(tmp_path / "out").lengths.any()
+    assert not list(tmp_path.glob(".out*"))
 
 
 def test_bad_lines_are_left_out_on_request(tmp_path):

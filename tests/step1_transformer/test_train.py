@@ -251,3 +251,21 @@ def test_a_plan_starts_nothing(preset, parameters, tmp_path, capfd, monkeypatch)
     assert parameters in told
     assert all(word in told for word in ("steps", "FLOPs", "GB", "hours", "cost"))
     assert not list(tmp_path.iterdir())
+
+
+def test_two_processes_equal_one(place):
+    flags = [*TINY, "--data", "pairs.tsv", "--source", "de", "--target", "en", "--max-steps", 6]
+    flags = [*flags, "--eval-every", 3, "--adam-eps", 1e-6, "--vocab-size", 300]
+    assert call(*flags, "--out", "one") == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launch, ROOT / "step1_transformer/train.py", *flags, "--out", "two"]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2 process(es)" in done.stdout
+    assert done.stdout.splitlines()[-1] == "result: two/result.json"
+    one, two = (load_file(Path(name, "model", "model.safetensors")) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-5)
+    nll = [json.loads(Path(n, "result.json").read_text())["metrics"]["nll"] for n in ("one", "two")]
+    assert nll[0]["value"] == pytest.approx(nll[1]["value"], abs=1e-4)
