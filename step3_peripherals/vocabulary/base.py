@@ -1,0 +1,38 @@
+"""What all vocabularies share: text that is Unicode, and files that are what they should be."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from common.cli import UserError
+
+
+def valid_unicode(text: str) -> str:
+    """`text` with its surrogates mended, for those cannot be written as UTF-8.
+
+    A high and a low one side by side (halves that a reader of UTF-16 or JSON left apart) are the
+    character that they stand for; one alone is U+FFFD, the replacement character.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def read_text(file: str | Path) -> str:
+    """Raises UserError for a file that is missing, or not UTF-8."""
+    try:
+        return Path(file).read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 at byte {error.start + 1}") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+
+
+def read_json(file: str | Path) -> Any:
+    """Raises UserError for a file that is missing, or not JSON."""
+    try:
+        return json.loads(read_text(file))
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON ({error})") from None

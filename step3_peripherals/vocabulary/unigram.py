@@ -1,0 +1,185 @@
+"""The unigram language model over pieces (Kudo 2018, arXiv:1804.10959), as in ALBERT and T5.
+
+A segmentation x = x_1 ... x_M of a text has the probability (eq. 1)
+
+    P(x) = p(x_1) p(x_2) ... p(x_M)
+
+All segmentations together are the paths through a lattice: a node before and after each character,
+an edge for each piece that the text holds. Every algorithm here is one pass over its nodes:
+
+    Viterbi   best(t)  = max    over edges s->t of  best(s) + log p          the likeliest x
+    forward   alpha(t) = logsum over edges s->t of  alpha(s) + log p         log of the sum of all
+    sample    from the end back, an edge s->t with probability exp(alpha(s) + log p - alpha(t))
+    n-best    A* from the end back; best(t) says exactly what the rest of the way will cost
+"""
+
+import math
+import re
+from array import array
+from collections.abc import Iterable, Iterator
+from heapq import heappop, heappush
+from itertools import repeat
+from typing import Self
+
+import numpy as np
+
+from common.cli import UserError
+from step3_peripherals.vocabulary import unigram_training
+from step3_peripherals.vocabulary.pieces import CACHED_LENGTH, CACHED_WORDS, SentencePieces
+from step3_peripherals.vocabulary.sentencepiece_model import SPACE, UNIGRAM, Kind, Model
+
+UNKNOWN_PENALTY = 10.0  # below the lowest score of any piece
+USER_DEFINED_SCORE = -0.1  # above nearly all
+MARGIN = 1.0  # nats; far more than 32-bit sums go wrong by, in a text of a million characters
+Edge = tuple[int, float]  # its other end, log p
+
+
+class Unigram(SentencePieces):
+    """Encodes as `sentencepiece` does, learned here (`train`) or there (`from_sentencepiece`)."""
+
+    algorithm = UNIGRAM
+
+    def __init__(self, model: Model):
+        super().__init__(model)
+        scores = {}
+        for piece in model.pieces:
+            if piece.kind == Kind.NORMAL:
+                scores[piece.text] = piece.score
+            elif piece.kind == Kind.USER_DEFINED:
+                scores[piece.text] = USER_DEFINED_SCORE
+        normal = [piece.score for piece in model.pieces if piece.kind == Kind.NORMAL]
+        self.unknown_score = min(normal, default=0.0) - UNKNOWN_PENALTY
+        # A trie in a dictionary: every prefix of a piece is a key; those that are no piece: None.
+        self.trie: dict[str, float | None] = {
+            piece[:end]: None for piece in scores for end in range(1, len(piece))
+        } | scores
+        self.divisible = not any(SPACE in piece[1:] for piece in scores)
+        self._cache: dict[str, list[tuple[int, int, float]]] = {}
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int, **options) -> Self:
+        """Learn from texts; `options` and errors are those of `unigram_training.learn`."""
+        return cls(unigram_training.learn(texts, vocab_size, **options))
+
+    def edges(self, text: str, start: int) -> Iterator[Edge]:
+        """(end, log p) of every piece in `text` at `start`, from short to long."""
+        size, trie, end = len(text), self.trie, start + 1
+        score = trie.get(text[start:end])
+        yield end, self.unknown_score if score is None else score
+        while end < size:
+            end += 1
+            score = trie.get(text[start:end], math.inf)
+            if score == math.inf:
+                return
+            if score is not None:
+                yield end, score
+
+    def segment(
+        self, text: str, *, alpha: float | None = None, rng: np.random.Generator | None = None
+    ) -> list[str]:
+        """The likeliest segmentation of normalised text; with `alpha`, one drawn by `sample`.
+
+        Raises UserError for an alpha below 0 or without `rng`.
+        """
+        if alpha is None:
+            return self.viterbi(text)
+        if not 0 <= alpha < math.inf or rng is None:
+            raise UserError(f"alpha {alpha} must be 0 or more, and have an rng")
+        return [piece for word in self._words(text) for piece in self.sample(word, alpha, rng)]
+
+    def viterbi(self, text: str) -> list[str]:
+        """The likeliest segmentation, near-ties decided as `sentencepiece` does: by sums of log p
+        over the whole text in 32 bits. In double precision, words leave little to decide."""
+        best, starts = array("f", [0.0]), [0]  # at each node; its edge on the best way comes thence
+        at = 0
+        for word in self._words(text):
+            best.extend(repeat(-math.inf, len(word)))
+            starts.extend(repeat(-1, len(word)))
+            for start, end, score in self._likely_edges(word):
+                old = best[at + end]
+                if (new := best[at + start] + score) > old:
+                    best[at + end] = new  # rounds it
+                    if best[at + end] > old:
+                        starts[at + end] = at + start
+            at += len(word)
+
+        pieces, end = [], len(text)
+        while end:
+            pieces.append(text[starts[end] : end])
+            end = starts[end]
+        return pieces[::-1]
+
+    def _words(self, text: str) -> list[str]:
+        """What can be segmented by itself: before ▁ a piece always ends, if none has it inside."""
+        return re.findall(f"{SPACE}[^{SPACE}]*|[^{SPACE}]+", text) if self.divisible else [text]
+
+    def _likely_edges(self, word: str) -> list[tuple[int, int, float]]:
+        """(start, end, log p) of the edges on ways less than MARGIN worse than the best one."""
+        found = self._cache.get(word)
+        if found is None:
+            size = len(word)
+            edges = [(s, e, score) for s in range(size) for e, score in self.edges(word, s)]
+            behind = [0.0] + [-math.inf] * size
+            for s, e, score in edges:
+                behind[e] = max(behind[e], behind[s] + score)
+            ahead = [-math.inf] * size + [0.0]
+            for s, e, score in reversed(edges):
+                ahead[s] = max(ahead[s], score + ahead[e])
+            least = behind[-1] - MARGIN
+            found = [(s, e, p) for s, e, p in edges if behind[s] + p + ahead[e] >= least]
+            if size <= CACHED_LENGTH and len(self._cache) < CACHED_WORDS:
+                self._cache[word] = found
+        return found
+
+    def sample(self, text: str, alpha: float, rng: np.random.Generator) -> list[str]:
+        """Forward filtering, backward sampling (section 3.2): a segmentation x with probability
+
+            P(x)^alpha / sum over all x' of P(x')^alpha
+
+        alpha 0: all segmentations alike; 1: the model's own; large: nearly always the likeliest.
+        """
+        size = len(text)
+        arrivals: list[list[Edge]] = [[] for _ in range(size + 1)]  # (start, alpha log p)
+        total = [0.0] * (size + 1)
+        for t in range(size):
+            if t:
+                total[t] = _logsum(total[s] + score for s, score in arrivals[t])
+            for end, score in self.edges(text, t):
+                arrivals[end].append((t, alpha * score))
+
+        pieces, t = [], size
+        while t:
+            weight = np.array([total[s] + score for s, score in arrivals[t]])
+            weight = np.exp(weight - weight.max())
+            edge = np.searchsorted(weight.cumsum(), rng.random() * weight.sum(), side="right")
+            start = arrivals[t][min(int(edge), len(weight) - 1)][0]
+            pieces.append(text[start:t])
+            t = start
+        return pieces[::-1]
+
+    def nbest(self, text: str, n: int) -> list[tuple[list[str], float]]:
+        """The n likeliest segmentations of raw `text` (fewer if it has fewer) with their log P."""
+        text = self.normalize(text)
+        best = [0.0] + [-math.inf] * len(text)
+        arrivals: list[list[Edge]] = [[] for _ in range(len(text) + 1)]
+        for t in range(len(text)):
+            for end, score in self.edges(text, t):
+                arrivals[end].append((t, score))
+                best[end] = max(best[end], best[t] + score)
+
+        # Entries: (-(log P of the best way through), node, log P from node to end, pieces after).
+        found, heap = [], [(-best[-1], len(text), 0.0, ())]
+        while heap and len(found) < n:
+            _, t, behind, pieces = heappop(heap)
+            if t == 0:
+                found.append((list(pieces), behind))
+            for start, score in arrivals[t]:
+                after = behind + score
+                heappush(heap, (-best[start] - after, start, after, (text[start:t], *pieces)))
+        return found
+
+
+def _logsum(values: Iterable[float]) -> float:
+    values = list(values)
+    most = max(values)
+    return most + math.log(sum(math.exp(value - most) for value in values))
