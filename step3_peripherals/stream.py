@@ -1,0 +1,223 @@
+"""Text as a language model reads it: one long array of token ids, cut into rows.
+
+Documents follow each other, each behind a separator, and rows pay no heed to where they end. Every
+so-many-th document is held out. The arrays lie on disk, in a folder that is named after all that
+they depend on, and are mapped into memory, so that a corpus may be larger than that.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from common import data, runs
+from common.cli import UserError
+from step3_peripherals.language_model import IGNORED
+
+FORMAT = 1
+SEPARATOR = "<|endoftext|>"
+AT_ONCE = 256  # documents that are encoded together
+
+
+class Encoder(Protocol):
+    """Any of ours, or of the libraries': a `tokenizers.Tokenizer` is taken as well."""
+
+    vocab_size: int
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def save(self, folder: Path) -> Any: ...
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """What decides, beside the text and the tokenizer, what is in a stream."""
+
+    max_documents: int | None = None
+    """Read the first so many only."""
+    heldout_every: int = 20
+    """Each so-many-th document is held out."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A prepared folder: train.bin, heldout.bin, and manifest.json, which says what they hold."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Stream":
+        """Raises UserError when the folder holds no stream."""
+        file = Path(folder) / "manifest.json"
+        if not file.exists():
+            raise UserError(f"{folder} is no token stream: it has no manifest.json")
+        return cls(Path(folder), json.loads(file.read_text(encoding="utf-8")))
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are below this; the separator's is one of them."""
+        return self.manifest["vocab_size"]
+
+    def n_bytes(self, split: str) -> int:
+        """UTF-8 bytes of the split's text, separators not counted."""
+        return self.manifest[split]["bytes"]
+
+    def tokens(self, split: str) -> np.ndarray:
+        """The split's ids, (N,) uint16 or uint32; the first is a separator."""
+        return np.memmap(self.folder / f"{split}.bin", self.manifest["dtype"], mode="r")
+
+    def rows(self, split: str, max_seq_len: int) -> "Rows":
+        """The split in rows that do not overlap."""
+        return Rows(self.tokens(split), max_seq_len)
+
+
+class Rows:
+    """Rows of T tokens, each with the tokens that follow them as labels.
+
+    Together they predict each token of the stream but the first, once, whatever T is. The last row
+    may be short: it is filled up with labels that are ignored.
+    """
+
+    def __init__(self, tokens: np.ndarray, max_seq_len: int):
+        self.tokens, self.max_seq_len = tokens, max_seq_len
+        self.n_targets = len(tokens) - 1
+        starts = np.arange(0, self.n_targets, max_seq_len)
+        self.lengths = np.minimum(max_seq_len, self.n_targets - starts)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def batch(self, rows: np.ndarray) -> dict[str, Any]:
+        """input_ids and labels (B, T), int64, and the counts that the engine asks for."""
+        T, last = self.max_seq_len, self.n_targets
+        at = np.asarray(rows)[:, None] * T + np.arange(T + 1)
+        ids = torch.from_numpy(self.tokens[np.minimum(at, last)].astype(np.int64))
+        n = int(self.lengths[rows].sum())
+        labels = ids[:, 1:].clone()
+        if n < labels.numel():
+            labels[torch.from_numpy(at[:, 1:] > last)] = IGNORED
+        inputs = ids[:, :-1].contiguous()
+        return {"input_ids": inputs, "labels": labels, "targets": {"token": n}, "tokens": n}
+
+
+def prepare(
+    name: str,
+    tokenizer: Any,
+    separator: int,
+    cache: Path,
+    options: StreamOptions | None = None,
+) -> Stream:
+    """The stream of a source's documents, from the cache if it was made before.
+
+    `name` is what common.data resolves; `separator` is the id that goes before each document, one
+    of the tokenizer's or, if it has none to spare, its vocab_size. Raises UserError when there are
+    too few documents to hold one out.
+    """
+    options, source = options or StreamOptions(), data.resolve(name)
+    facts = source.facts()
+    n_tokens = max(_vocab_size(tokenizer), separator + 1)
+    told = [FORMAT, facts["fingerprint"], tokenizer_key(tokenizer), separator, asdict(options)]
+    key = hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    folder = Path(cache) / f"stream-{Path(name).name}-{n_tokens}-{key[:12]}"
+    if (folder / "manifest.json").exists():
+        return Stream.open(folder)
+
+    dtype = np.dtype(np.uint16 if n_tokens <= 2**16 else np.uint32)
+    counts = {s: {"documents": 0, "tokens": 0, "bytes": 0} for s in ("train", "heldout")}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        with (
+            (unfinished / "train.bin").open("wb") as train,
+            (unfinished / "heldout.bin").open("wb") as heldout,
+            runs.progress(None, desc="encoding", unit=" documents") as bar,
+        ):
+            files = {"train": train, "heldout": heldout}
+            found = texts(source, options)
+            while some := list(islice(found, AT_ONCE)):
+                encoded = encode_all(tokenizer, [text for _, text in some])
+                for (split, text), ids in zip(some, encoded, strict=True):
+                    files[split].write(np.array([separator, *ids], dtype).tobytes())
+                    new = {"documents": 1, "tokens": len(ids) + 1, "bytes": len(text.encode())}
+                    counts[split] = {n: counts[split][n] + new[n] for n in new}
+                bar.update(len(some))
+        if not counts["heldout"]["documents"]:
+            raise UserError(
+                f"{name}: {counts['train']['documents']} documents are too few: each "
+                f"{options.heldout_every}th is held out (in a .txt file, blank lines part them)"
+            )
+        manifest = {"key": key, "source": facts, "options": asdict(options), "dtype": dtype.name}
+        manifest |= {"vocab_size": n_tokens, "separator": separator, **counts}
+        runs.write_json(unfinished / "manifest.json", manifest)
+        if not folder.exists():  # another process may have been faster
+            unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return Stream.open(folder)
+
+
+def texts(source: data.Source, options: StreamOptions) -> Iterator[tuple[str, str]]:
+    """(split, text) of each document; its paragraphs are lines."""
+    for i, paragraphs in enumerate(islice(data.documents(source), options.max_documents), 1):
+        yield "train" if i % options.heldout_every else "heldout", "\n".join(paragraphs)
+
+
+def encode_all(tokenizer: Any, some: list[str]) -> list[list[int]]:
+    """The ids of each text, without special tokens; on all cores where the library can."""
+    if hasattr(tokenizer, "encode_batch_fast"):
+        encoded = tokenizer.encode_batch_fast(some, add_special_tokens=False)
+        return [one.ids for one in encoded]
+    return [tokenizer.encode(text) for text in some]
+
+
+def tokenizer_key(tokenizer: Any) -> str:
+    """What tells a tokenizer from any other: a hash of all that it saves."""
+    if hasattr(tokenizer, "to_str"):
+        return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+    digest = hashlib.sha256(type(tokenizer).__name__.encode())
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(Path(folder))
+        for file in sorted(Path(folder).rglob("*")):
+            if file.is_file():
+                digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def byte_level_bpe(name: str, vocab_size: int, cache: Path, options: StreamOptions):
+    """A `tokenizers.Tokenizer`, byte-level BPE with `SEPARATOR`, trained on the training documents
+    of a source and kept in the cache."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    source = data.resolve(name)
+    told = [FORMAT, source.fingerprint(), vocab_size, asdict(options)]
+    key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
+    file = Path(cache) / f"bpe-{Path(name).name}-{vocab_size}-{key}.json"
+    if not file.exists():
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[SEPARATOR],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        train = (text for split, text in texts(source, options) if split == "train")
+        tokenizer.train_from_iterator(train, trainer)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        runs.write_text(file, tokenizer.to_str())
+    return Tokenizer.from_file(str(file))
+
+
+def _vocab_size(tokenizer: Any) -> int:
+    known = getattr(tokenizer, "vocab_size", None)
+    return tokenizer.get_vocab_size() if known is None else known
