@@ -1,0 +1,168 @@
+"""The masks that compare_masking.py compares, what papers report of them, table and figure."""
+
+import statistics
+from pathlib import Path
+
+from common import report
+from common.runs import metric
+from step3_peripherals.masking import Masking
+
+BASE = "base"
+VARIANTS = {
+    BASE: Masking(),  # single tokens, 15 %, 80/10/10
+    "rate_30": Masking(rate=0.30),
+    "rate_40": Masking(rate=0.40),
+    "rate_60": Masking(rate=0.60),
+    # [MASK] / same / random, in the order of BERT's table 8
+    "mix_100_0_0": Masking(mask_share=1.0, random_share=0.0),
+    "mix_80_0_20": Masking(mask_share=0.8, random_share=0.2),
+    "mix_80_20_0": Masking(mask_share=0.8, random_share=0.0),
+    "mix_0_20_80": Masking(mask_share=0.0, random_share=0.8),
+    "mix_0_0_100": Masking(mask_share=0.0, random_share=1.0),
+    "whole_word": Masking("whole_word"),
+    "ngram": Masking("ngram"),
+    "span": Masking("span"),
+}
+MIXES = [BASE, *(name for name in VARIANTS if name.startswith("mix"))]
+RATES = [BASE, *(name for name in VARIANTS if name.startswith("rate"))]
+SCHEMES = [BASE, "whole_word", "ngram", "span"]
+# Rows of reported_numbers.csv, all MNLI: (variant, what it is held against in the same paper)
+PAPER = {f"rate_{rate}": (f"mask-rate-{rate}-mnli", "mask-rate-15-mnli") for rate in (30, 40, 60)}
+PAPER |= {
+    name: (f"bert-mask-{name[4:].replace('_', '-')}-mnli", "bert-mask-80-10-10-mnli")
+    for name in MIXES[1:]
+}
+PAPER["whole_word"] = ("bert-large-whole-word-mnli", "bert-large-original-mnli")
+REPORTED = Path(__file__).resolve().parents[1] / "notes" / "reported_numbers.csv"
+
+SCORES = {  # name: (title, unit, higher is better)
+    "mlm_loss": ("MLM loss, 80/10/10", "nats", False),
+    "mlm_accuracy": ("MLM accuracy", "%", True),
+    "blank_loss": ("MLM loss, all [MASK]", "nats", False),
+    "accuracy": ("downstream accuracy", "%", True),
+}
+Entries = dict[str, dict[str, dict]]
+
+
+def title_of(name: str) -> str:
+    """`mix_80_0_20` -> `80/0/20`, `rate_40` -> `40 %`, `base` -> `15 %, 80/10/10, tokens`."""
+    kind, _, rest = name.partition("_")
+    plain = {BASE: "15 %, 80/10/10, tokens", "ngram": "n-grams", "span": "spans"}
+    plain["whole_word"] = "whole words"
+    return plain.get(name) or (f"{rest} %" if kind == "rate" else rest.replace("_", "/"))
+
+
+def reported(path: Path = REPORTED) -> dict[str, float]:
+    """How far each variant is from its base in its paper: accuracy on MNLI, in points."""
+    rows = {name: float(row["value"]) for name, row in report.load_reported(path).items()}
+    return {
+        name: round(rows[here] - rows[base], 2)
+        for name, (here, base) in PAPER.items()
+        if here in rows and base in rows
+    }
+
+
+def summary(found: dict[str, list[dict[str, float]]]) -> tuple[Entries, Entries]:
+    """From each variant's scores, a dict a seed: mean and sd over the seeds, of the score and of
+    its difference to the base with the same seed, which saw the same batches."""
+    metrics, differences = {}, {}
+    for name, scores in found.items():
+        pairs = list(zip(scores, found[BASE], strict=True))
+        metrics[name], differences[name] = {}, {}
+        for score, (_, unit, better) in SCORES.items():
+            if score in scores[0]:
+                kind = dict(unit=unit, higher_is_better=better)
+                metrics[name][score] = _over([one[score] for one in scores], kind)
+                apart = [one[score] - base[score] for one, base in pairs]
+                differences[name][score] = _over(apart, kind)
+    return metrics, differences
+
+
+def _over(values: list[float], kind: dict) -> dict:
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    return metric(statistics.mean(values), sd=sd, n=len(values), **kind)
+
+
+def table(metrics: Entries, differences: Entries, paper: dict[str, float]) -> str:
+    """A variant a line: its scores, and the difference to the base in the last of them, ours and
+    the paper's."""
+    scores = list(metrics[BASE])
+    heads = "".join(f"{SCORES[score][0]:>22}" for score in scores)
+    n = metrics[BASE][scores[0]]["n"]
+    lines = [f"{f'n = {n}':24}{heads}{'difference':>16}{'paper, MNLI':>13}"]
+    for name, entries in metrics.items():
+        line = f"{title_of(name):24}" + "".join(f"{_cell(entries[s]):>22}" for s in scores)
+        apart = differences[name][scores[-1]]
+        line += f"{_cell(apart, '+') if name != BASE else '':>16}"
+        line += f"{paper[name]:>+13.1f}" if name in paper else ""
+        lines.append(line.rstrip())
+    lines.append(f"difference: {SCORES[scores[-1]][0]} less that of the first line, seed by seed")
+    return "\n".join(lines)
+
+
+def _cell(entry: dict, sign: str = "") -> str:
+    digits = 1 if entry["unit"] == "%" else 3
+    spread = "" if entry["sd"] is None else f" ± {entry['sd']:.{digits}f}"
+    return f"{entry['value']:{sign}.{digits}f}{spread}"
+
+
+def plot(metrics: Entries, differences: Entries, paper: dict[str, float], path: Path) -> None:
+    """MLM loss above and downstream accuracy below, against the rate; and how far mixes and schemes
+    are from the base."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = [score for score in ("mlm_loss", "accuracy") if score in metrics[BASE]]
+    figure, axes = plt.subplots(
+        len(shown), 3, figsize=(14, 3.3 * len(shown)), squeeze=False, width_ratios=(1, 1.2, 1)
+    )
+    n = metrics[BASE]["mlm_loss"]["n"]
+    for row, score in zip(axes, shown, strict=True):
+        title, unit, _ = SCORES[score]
+        rates = [name for name in RATES if name in metrics]
+        _line(row[0], metrics, rates, score, f"ours, n = {n}")
+        if score == "mlm_loss":
+            _line(row[0], metrics, rates, "blank_loss", "ours, scored on [MASK] alone")
+        else:
+            start = metrics[BASE][score]["value"]
+            points = {100 * VARIANTS[r].rate: start + paper[r] for r in rates if r in paper}
+            if points:
+                told = "15 % + paper's difference on MNLI"
+                row[0].plot(points.keys(), points.values(), "d", mfc="none", label=told)
+        row[0].set(title=f"{title} ({unit})", xlabel="masking rate in training (%)")
+        row[0].legend(fontsize=8)
+        for axis, names in ((row[1], MIXES[1:]), (row[2], SCHEMES[1:])):
+            names = [name for name in names if name in metrics]
+            entries = [differences[name][score] for name in names]
+            axis.bar(
+                [title_of(name) for name in names],
+                [entry["value"] for entry in entries],
+                yerr=[entry["sd"] or 0 for entry in entries],
+                capsize=3, color="tab:blue", alpha=0.6,
+            )  # fmt: skip
+            told = [name for name in names if name in paper and score == "accuracy"]
+            if told:
+                places = [title_of(name) for name in told]
+                style = dict(mfc="none", color="tab:orange", label="paper, MNLI")
+                axis.plot(places, [paper[name] for name in told], "d", **style)
+                axis.legend(fontsize=8)
+            axis.axhline(0, color="grey", linewidth=0.8)
+            of = "[MASK]/same/random" if axis is row[1] else "what is masked together"
+            axis.set(title=f"{title}, less the base's ({unit})", xlabel=of)
+        for axis in row:
+            axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _line(axis, metrics: Entries, names: list[str], score: str, label: str) -> None:
+    entries = [metrics[name][score] for name in names]
+    axis.errorbar(
+        [100 * VARIANTS[name].rate for name in names],
+        [entry["value"] for entry in entries],
+        yerr=[entry["sd"] or 0 for entry in entries],
+        marker="o", capsize=3, label=label,
+    )  # fmt: skip
