@@ -1,0 +1,192 @@
+"""Ways to choose the next token, side by side: what does each of them write?
+
+    python step3_peripherals/compare_sampling.py                   train a small model, then compare
+    python step3_peripherals/compare_sampling.py --model runs/lm/model     one made by train_lm.py
+
+Each strategy continues the same beginnings of held-out text with the same model, and is held
+against how the text went on ("The curious case of neural text degeneration", Holtzman et al. 2020,
+arXiv:1904.09751): what people write is not the likeliest text, and does not repeat itself.
+
+Target of the cpu preset: greedy and beam search repeat 4-grams at least 20 times as often as people
+do; top-p is within 0.3 nats of them in -log p, and within 0.1 in the Zipf coefficient.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common import cli, data, runs, subruns
+from common.cli import UserError
+from step3_peripherals import degeneration, stream
+from step3_peripherals.language_model import LanguageModel
+from step3_peripherals.strategies import STRATEGIES, strategy
+
+SCRIPT = Path(__file__).resolve().parent / "train_lm.py"
+
+
+@dataclass
+class Config(cli.RunConfig):
+    data: str = "sotu"
+    """Text to learn from and to continue: a name, a file or a folder; a part is held out."""
+    model: str = ""
+    """Folder of a model that train_lm.py made of this data; empty: train one."""
+    settings: tuple[str, ...] = ()
+    """Flags of train_lm.py for the training, as in: max-minutes=4 d-model=128."""
+    strategies: tuple[str, ...] = STRATEGIES
+    """What to compare."""
+    texts: int = 200
+    """Beginnings that each strategy continues."""
+    prompt_tokens: int = 16
+    """Tokens of a beginning."""
+    new_tokens: int = 48
+    """Tokens to write behind it."""
+    batch_texts: int = 50
+    """Texts that are written together."""
+    cache: str = "runs/step3_peripherals"
+    """Where vocabularies and token streams are kept for the next run."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("texts", "prompt_tokens", "batch_texts"):
+            cli.check(self, name, "above 0", lambda value: value > 0)
+        cli.check(self, "new_tokens", "4 or more", lambda value: value >= 4)
+        for name in self.strategies:
+            if name not in STRATEGIES:
+                raise UserError(f"no strategy {name!r}; there are: {', '.join(STRATEGIES)}")
+        for text in self.settings:
+            if not text.partition("=")[2]:
+                raise UserError(f"--settings {text!r}: write name=value, as in max-minutes=4")
+
+
+PRESETS = {
+    "smoke": dict(settings=("preset=smoke",), texts=4, prompt_tokens=8, new_tokens=8),
+    "cpu": dict(settings=("preset=cpu", "max-minutes=4", "eval-every=100000", "score-lengths=128")),
+    "gpu": dict(settings=("preset=gpu", "max-steps=3000", "vocab-size=8192"),
+                texts=1000, new_tokens=128, batch_texts=250),
+}  # fmt: skip
+
+
+def main(config: Config) -> None:
+    run = runs.Run.open(config, f"step3_peripherals/compare-sampling-{config.preset}")
+    if run.finished():
+        return
+
+    # Model and text
+    folder = Path(config.model or run.path / "training" / "model")
+    if not config.model and not (folder.parent / "result.json").exists():
+        flags = [f"--{text}" for text in config.settings]
+        options = dict(data=config.data, seed=config.seed, cache=config.cache)
+        try:
+            subruns.call(SCRIPT, *flags, "--out", folder.parent, "--resume", **options)
+        except cli.Interrupted as stop:
+            told = f"{stop}; go on with:\n{cli.resume_command(run.path)}"
+            raise cli.Interrupted(stop.signum, told) from None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = LanguageModel.load(folder).eval().to(device)
+    tokenizer = read_tokenizer(folder)
+    separator = tokenizer.token_to_id(stream.SEPARATOR)
+    text = stream.prepare(config.data, tokenizer, separator, Path(config.cache))
+    data.record(run.path, text.manifest["source"], "data_source")
+    human, n_prompt = pieces(text.tokens("heldout"), separator, config), config.prompt_tokens
+
+    # Write: what is written stays, for a run that goes on after a kill
+    (run.path / "texts").mkdir(exist_ok=True)
+    texts, seconds = {degeneration.HUMAN: human}, 0.0
+    for name in config.strategies:
+        file = run.path / "texts" / f"{name.replace(' ', '-')}.json"
+        if not file.exists():
+            runs.write_json(file, write(name, model, human[:, :n_prompt], config))
+        kept = json.loads(file.read_text())
+        texts[name], seconds = np.array(kept["texts"]), seconds + kept["seconds"]
+        if texts[name].shape != human.shape or not (texts[name] == human)[:, :n_prompt].all():
+            raise UserError(f"{file} continues other prompts: go on as begun, or change --out")
+
+    # Compare
+    losses = {name: surprise(model, each, config) for name, each in texts.items()}
+    found = {
+        name: degeneration.measure(each[:, n_prompt:], losses[name]) for name, each in texts.items()
+    }
+    print(f"\n{degeneration.table(found)}\n")
+    degeneration.plot(losses, found, run.path / "curves.png")
+    show(texts, tokenizer, n_prompt, run.path / "samples.txt")
+    print(f"figure: {run.path}/curves.png\ntexts:  {run.path}/samples.txt")
+    n_written = len(config.strategies) * config.texts * config.new_tokens
+    run.result(
+        step="step3_peripherals",
+        script="compare_sampling",
+        system="ways to choose the next token",
+        preset=config.preset,
+        dataset=config.data,
+        source=text.manifest["source"],
+        split="heldout",
+        metrics={
+            f"{measure} {name}": metric
+            for name, scores in found.items()
+            for measure, metric in degeneration.metrics(scores).items()
+        },
+        compare_to=[],
+        model={"name": "decoder", "parameters": sum(p.numel() for p in model.parameters())},
+        tokens=n_written,
+        seconds=round(seconds, 1),
+        tokens_per_second=round(n_written / seconds),
+        seeds=[config.seed],
+        config=cli.as_dict(config),
+    )
+
+
+def read_tokenizer(folder: Path):
+    """The tokenizer that train_lm.py put beside its model."""
+    from tokenizers import Tokenizer
+
+    if not (folder / "tokenizer.json").exists():
+        raise UserError(f"--model {folder} has no tokenizer.json; train_lm.py makes such a folder")
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def pieces(tokens: np.ndarray, separator: int, config: Config) -> np.ndarray:
+    """(texts, prompt + new tokens) from all over the stream, none past the end of a document."""
+    length = config.prompt_tokens + config.new_tokens
+    cut = tokens[: len(tokens) // length * length].reshape(-1, length).astype(np.int64)
+    cut = cut[(cut != separator).all(1)]
+    if len(cut) < config.texts:
+        raise UserError(f"--texts {config.texts}: {config.data} holds out only {len(cut)} texts")
+    return cut[np.linspace(0, len(cut) - 1, config.texts).round().astype(int)]
+
+
+def write(name: str, model: LanguageModel, prompts: np.ndarray, config: Config) -> dict:
+    """The prompts with what `name` writes behind them, and the seconds that it took."""
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(config.seed)
+    go_on = strategy(name, model, config.new_tokens, generator)
+    texts, start = [], time.perf_counter()
+    with runs.progress(len(prompts), desc=name, unit=" texts") as bar:
+        for some in torch.from_numpy(prompts).to(device).split(config.batch_texts):
+            texts += [a + b for a, b in zip(some.tolist(), go_on(list(some)), strict=True)]
+            bar.update(len(some))
+    return {"seconds": round(time.perf_counter() - start, 2), "texts": texts}
+
+
+def surprise(model: LanguageModel, texts: np.ndarray, config: Config) -> np.ndarray:
+    """(texts, new tokens): -log p of each token behind the prompts."""
+    parts = torch.from_numpy(texts).to(next(model.parameters()).device).split(config.batch_texts)
+    found = [degeneration.surprise(model, part, config.prompt_tokens) for part in parts]
+    return torch.cat(found).cpu().numpy()
+
+
+def show(texts: dict[str, np.ndarray], tokenizer, n_prompt: int, path: Path, n: int = 5) -> None:
+    """What all strategies wrote behind the first n prompts."""
+    lines = []
+    for i in np.linspace(0, len(next(iter(texts.values()))) - 1, n).astype(int):
+        for name, each in texts.items():
+            before, after = (tokenizer.decode(part) for part in np.split(each[i], [n_prompt]))
+            lines += [] if name != degeneration.HUMAN else ["=" * 80, before.strip(), ""]
+            lines += [f"[{name}] {after.strip()}", ""]
+    runs.write_text(path, "\n".join(lines))
+
+
+if __name__ == "__main__":
+    cli.run(main, Config, PRESETS)

@@ -1,0 +1,90 @@
+"""The script from end to end, in this process, with a model of random weights."""
+
+import json
+import random
+
+import pytest
+import torch
+
+from common.cli import UserError
+from step3_peripherals import compare_sampling, stream
+from step3_peripherals.language_model import LanguageModel, LanguageModelConfig
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with text.txt, forty documents, and model/, as train_lm.py leaves it."""
+    torch.set_num_threads(1)
+    folder, rng = tmp_path_factory.mktemp("sampling"), random.Random(0)
+    words = ["the", "of", "nation", "people", "shall", "government", "year", "law"]
+    paragraphs = [" ".join(rng.choices(words, k=60)) + "." for _ in range(40)]
+    (folder / "text.txt").write_text("\n\n".join(paragraphs))
+    name, options = str(folder / "text.txt"), stream.StreamOptions()
+    tokenizer = stream.byte_level_bpe(name, 270, folder, options)
+    torch.manual_seed(0)
+    shape = dict(d_model=16, n_layers=1, n_heads=2, d_ff=32, max_seq_len=32)
+    size = tokenizer.get_vocab_size()
+    LanguageModel(LanguageModelConfig(vocab_size=size, **shape)).save(folder / "model")
+    tokenizer.save(str(folder / "model" / "tokenizer.json"))
+    return folder
+
+
+def config(made, out, **options):
+    options = dict(texts=3, prompt_tokens=6, new_tokens=8, batch_texts=2) | options
+    paths = dict(data=str(made / "text.txt"), model=str(made / "model"), cache=str(made))
+    return compare_sampling.Config(preset="smoke", out=str(made / out), **(paths | options))
+
+
+def test_it_writes_measures_and_draws(made, capsys):
+    compare_sampling.main(config(made, "all"))
+    out = made / "all"
+    assert capsys.readouterr().out.endswith(f"result: {out / 'result.json'}\n")
+    result = json.loads((out / "result.json").read_text())
+    names = ("human", *compare_sampling.STRATEGIES)
+    measures = ("token_loss", "repetition", "distinct", "zipf")
+    assert result["metrics"].keys() == {f"{m} {name}" for m in measures for name in names}
+    greedy, human = (result["metrics"][f"token_loss {n}"]["value"] for n in ("greedy", "human"))
+    assert greedy < human
+    assert (out / "curves.png").stat().st_size > 10_000
+    shown = (out / "samples.txt").read_text()
+    assert all(f"[{name}]" in shown for name in names)
+
+
+def test_what_was_written_is_not_written_again(made, monkeypatch):
+    some = dict(strategies=("greedy", "top-p 0.95"))
+    compare_sampling.main(config(made, "part", **some))
+    first = json.loads((made / "part" / "result.json").read_text())
+    (made / "part" / "result.json").unlink()
+    (made / "part" / "texts" / "greedy.json").unlink()
+    written = []
+
+    def noting(name, *rest):
+        written.append(name)
+        return strategy(name, *rest)
+
+    strategy = compare_sampling.strategy
+    monkeypatch.setattr(compare_sampling, "strategy", noting)
+    compare_sampling.main(config(made, "part", resume=True, **some))
+    again = json.loads((made / "part" / "result.json").read_text())
+    assert written == ["greedy"] and again["metrics"] == first["metrics"]
+    (made / "part" / "result.json").unlink()
+    with pytest.raises(UserError, match="continues other prompts"):
+        compare_sampling.main(config(made, "part", resume=True, prompt_tokens=5, **some))
+
+
+def test_mistakes(made):
+    for options, told in (
+        (dict(strategies=("best",)), "no strategy 'best'"),
+        (dict(settings=("fast",)), "write name=value"),
+        (dict(new_tokens=3), "4 or more"),
+    ):
+        with pytest.raises(UserError, match=told):
+            config(made, "mistake", **options)
+    with pytest.raises(UserError, match="holds out only"):
+        compare_sampling.main(config(made, "few", texts=10_000))
+    (made / "bare").mkdir()
+    (made / "bare" / "config.json").write_text((made / "model" / "config.json").read_text())
+    weights = (made / "model" / "model.safetensors").read_bytes()
+    (made / "bare" / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match="no tokenizer.json"):
+        compare_sampling.main(config(made, "bare-run", model=str(made / "bare")))

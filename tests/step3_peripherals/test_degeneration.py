@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from step3_peripherals import degeneration
+
+texts = hnp.arrays("int64", (3, 12), elements=st.integers(0, 4))
+
+
+@given(texts, st.integers(1, 5))
+def test_n_grams_counted_by_hand(texts, n):
+    grams = [[tuple(row[i : i + n]) for i in range(13 - n)] for row in texts.tolist()]
+    repeated = [1 - len(set(row)) / len(row) for row in grams]
+    assert degeneration.repetition(texts, n) == pytest.approx(100 * np.mean(repeated))
+    together = [gram for row in grams for gram in row]
+    share = len(set(together)) / len(together)
+    assert degeneration.distinct(texts, n) == pytest.approx(100 * share)
+
+
+def test_zipfs_law_gives_back_its_exponent():
+    counts = np.round(1e6 / np.arange(1, 200) ** 0.9).astype(int)
+    text = np.repeat(np.arange(1, 200), counts)[None]
+    assert degeneration.zipf(text) == pytest.approx(0.9, abs=1e-3)
+    with pytest.raises(ValueError, match="no ranks"):
+        degeneration.zipf(np.ones((2, 3), int))
+
+
+def test_surprise_is_the_cross_entropy_of_what_follows_the_prompt():
+    torch.manual_seed(0)
+    table, texts = torch.randn(7, 7), torch.randint(7, (4, 9))
+    found = degeneration.surprise(lambda ids: table[ids], texts, 3)
+    expected = torch.nn.functional.cross_entropy(
+        table[texts[:, 2:-1]].flatten(0, 1), texts[:, 3:].flatten(), reduction="none"
+    )
+    torch.testing.assert_close(found, expected.view(4, 6))
+    with pytest.raises(ValueError, match="above 0 and below 9"):
+        degeneration.surprise(lambda ids: table[ids], texts, 0)
