@@ -1,0 +1,445 @@
+"""The stages of the pipeline as datatrove blocks, which any of its executors runs.
+
+A block is a generator over documents, with (rank, world_size) to say which task of how many it is;
+documents flow through the blocks of a stage one by one, so that a task never holds more than one.
+A file is written beside and then renamed: what is there is whole, and a task that was killed is
+done again from the start, with the same result.
+
+A document's key (unit << 40 | number) orders it among all; its metadata are what a shard says of it
+besides the text. What a filter throws out goes to dropped/, with the reason and the first lines.
+"""
+
+import json
+import os
+import re
+import resource
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.filters.base_filter import BaseFilter
+
+from common import data, formats
+from step2_bert.sentences import split_sentences
+from step3_peripherals import planting, quality
+from step3_peripherals.dedup import Groups, MinHash, exact_hash, links
+
+SHOWN = 300  # characters of a document that was thrown out
+LANGUAGE_CHARACTERS = 1000  # are enough to tell the language
+# py3langid tells the Chinese languages apart, which one script and one set of rules serve.
+FAMILIES = dict.fromkeys(("zh", "wuu", "yue", "gan", "hak", "lzh", "cdo", "nan"), "zh")
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A name to write to, which becomes `path` if all goes well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def json_lines(path: Path) -> Iterator[Callable[[dict], None]]:
+    """A function that appends one row to the .jsonl.zst at `path`."""
+    import pyarrow
+
+    with written(path) as beside, pyarrow.output_stream(str(beside), compression="zstd") as stream:
+
+        def write(row: dict) -> None:  # half a surrogate pair is no character: it becomes "?"
+            line = json.dumps(row, ensure_ascii=False) + "\n"
+            stream.write(line.encode("utf-8", "replace"))
+
+        yield write
+
+
+def rows(folder: Path, pattern: str = "*.jsonl.zst") -> Iterator[dict]:
+    """The rows of all files of that name, in order."""
+    for path in sorted(folder.glob(pattern)):
+        yield from (row for _, row in formats.rows(path))
+
+
+class ReadRows(PipelineStep):
+    """Documents that an earlier stage wrote for this task."""
+
+    type, name = "📖", "read"
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder = folder
+
+    def run(self, data=None, rank: int = 0, world_size: int = 1):
+        for row in rows(self.folder, f"{rank:05d}*.jsonl.zst"):
+            yield Document(row.pop("text"), row.pop("id"), metadata=row)
+
+
+class WriteRows(PipelineStep):
+    """One file of documents for each task; `fields` are the metadata that go into it."""
+
+    type, name = "💾", "write"
+
+    def __init__(self, folder: Path, fields: Sequence[str]):
+        super().__init__()
+        self.folder, self.fields = folder, fields
+
+    def run(self, data, rank: int = 0, world_size: int = 1):
+        with json_lines(self.folder / f"{rank:05d}.jsonl.zst") as write:
+            for doc in data:
+                self.stat_update("total")
+                found = {name: doc.metadata[name] for name in self.fields if name in doc.metadata}
+                write({"id": doc.id, "text": doc.text} | found)
+                yield doc
+        # In the end, for all tasks of this process: KiB on Linux
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self.stat_update("peak_memory", value=peak, unit="task")
+
+
+class Records:
+    """Where a filter leaves what it threw out, or a repair what it changed."""
+
+    def __init__(self, folder: Path, name: str):
+        self.folder, self.name, self._open = folder, name, None
+
+    def __enter__(self):
+        return self
+
+    def write(self, doc: Document, rank: int = 0, **more) -> None:
+        if self._open is None:
+            self._open = json_lines(self.folder / f"{self.name}-{rank:05d}.jsonl.zst")
+            self._write = self._open.__enter__()
+        known = {name: doc.metadata[name] for name in ("key", "of") if name in doc.metadata}
+        told = {"filter": self.name, "reason": doc.metadata.get("filter_reason", "")}
+        self._write({"id": doc.id, **known, **told, "text": doc.text[:SHOWN], **more})
+
+    def __exit__(self, *error):
+        if self._open is not None:
+            self._open.__exit__(*error)
+            self._open = None
+
+
+# --- 1: read -------------------------------------------------------------------------------------
+
+
+def units_of(source: data.Source) -> list[data.Source]:
+    """What one task reads: a file, or an embedded package or hub dataset as a whole."""
+    if source.parts:
+        return [unit for part in source.parts for unit in units_of(part)]
+    if source.kind in ("path", "mirror"):
+        return [replace(source, files=(path,)) for path in source.files]
+    return [source]
+
+
+class ReadUnit(PipelineStep):
+    """The documents of the rank-th unit, a paragraph a line."""
+
+    type, name = "📖", "source"
+
+    def __init__(self, units: Sequence[data.Source], most: int | None, skip_bad_lines: bool):
+        super().__init__()
+        self.units, self.most, self.skip_bad_lines = units, most, skip_bad_lines
+
+    def run(self, _=None, rank: int = 0, world_size: int = 1):
+        unit, skipped = self.units[rank], formats.Skipped()
+        if unit.kind in ("path", "mirror"):  # one empty file of many is no error
+            found = formats.documents(unit.files[0], skipped if self.skip_bad_lines else None)
+        else:
+            found = data.documents(unit)
+        name = unit.files[0].name if unit.kind in ("path", "mirror") else unit.name
+        for number, paragraphs in enumerate(islice(found, self.most)):
+            text = "\n".join(line for paragraph in paragraphs if (line := paragraph.strip()))
+            if text:
+                self.stat_update("total")
+                self.stat_update("characters", value=len(text))
+                yield Document(text, f"{name}/{number}", metadata={})
+        self.stat_update("bad_lines", value=skipped.count)
+
+
+class Plant(PipelineStep):
+    """Adds known faults to a share of the documents, and notes the truth apart from them."""
+
+    type, name = "🌱", "plant"
+
+    def __init__(self, folder: Path, share: float, seed: int):
+        super().__init__()
+        self.folder, self.share, self.seed = folder, share, seed
+
+    def run(self, data, rank: int = 0, world_size: int = 1):
+        with json_lines(self.folder / f"{rank:05d}.jsonl.zst") as note:
+            for doc in data:
+                for text, id, truth in planting.plant(doc.text, doc.id, self.share, self.seed):
+                    if truth:
+                        self.stat_update("total")
+                        note({"id": id} | truth)
+                    yield Document(text, id, metadata={})
+
+
+class Deal(PipelineStep):
+    """Deals the documents out to `hands` files, one for each task of the next stage."""
+
+    type, name = "🃏", "deal"
+
+    def __init__(self, folder: Path, hands: int):
+        super().__init__()
+        self.folder, self.hands = folder, hands
+
+    def run(self, data, rank: int = 0, world_size: int = 1):
+        with ExitStack() as stack:
+            names = [f"{hand:05d}-{rank:05d}.jsonl.zst" for hand in range(self.hands)]
+            write = [stack.enter_context(json_lines(self.folder / name)) for name in names]
+            for number, doc in enumerate(data):
+                row = {"id": doc.id, "key": rank << 40 | number, "text": doc.text}
+                write[number % self.hands](row)
+                self.stat_update("total")
+                yield doc
+
+
+# --- 2: clean ------------------------------------------------------------------------------------
+
+
+class Repair(BaseFilter):
+    """Undoes mojibake, entities and control characters, with ftfy; drops what is empty then.
+
+    Curly quotes, ligatures and full-width forms stay: they are right, and Chinese needs them.
+    """
+
+    name = "repair"
+
+    def __init__(self, dropped: Path, repaired: Path):
+        super().__init__(Records(dropped, self.name))
+        self.repaired = Records(repaired, self.name)
+
+    def run(self, data, rank: int = 0, world_size: int = 1):
+        self.rank = rank
+        with self.repaired:
+            yield from super().run(data, rank, world_size)
+
+    def filter(self, doc):
+        fixed, kind = planting.repair(doc.text)
+        if kind:
+            self.stat_update(f"repaired_{kind}")
+            at = next(
+                (i for i, (a, b) in enumerate(zip(doc.text, fixed, strict=False)) if a != b), 0
+            )
+            around = slice(max(0, at - 40), at + 80)
+            self.repaired.write(
+                doc, self.rank, kind=kind, hash=exact_hash(fixed),
+                before=doc.text[around], after=fixed[around],
+            )  # fmt: skip
+        doc.text = fixed
+        return bool(fixed.strip()) or (False, "empty")
+
+
+class Language(BaseFilter):
+    """Keeps the wanted languages, by py3langid's own model, and notes which it is."""
+
+    name = "language"
+
+    def __init__(self, dropped: Path, languages: Sequence[str]):
+        super().__init__(Records(dropped, self.name))
+        self.languages = languages
+
+    def filter(self, doc):
+        import py3langid
+
+        found, _ = py3langid.classify(doc.text[:LANGUAGE_CHARACTERS])
+        doc.metadata["language"] = FAMILIES.get(found, found)
+        return doc.metadata["language"] in self.languages or (False, doc.metadata["language"])
+
+
+class C4(BaseFilter):
+    name = "c4"
+
+    def __init__(self, dropped: Path):
+        super().__init__(Records(dropped, self.name))
+
+    def filter(self, doc):
+        cleaned = quality.c4(doc.text, quality.rules_for(doc.metadata["language"]))
+        for reason, count in cleaned.removed.items():
+            self.stat_update(f"line_{reason}", value=count)
+        if cleaned.text is None:
+            return False, cleaned.reason
+        doc.text = cleaned.text
+        return True
+
+
+class Gopher(BaseFilter):
+    """One of the two sets of Gopher's rules."""
+
+    def __init__(self, dropped: Path, name: str, rule: Callable):
+        self.name = name  # first, because the base class files its counts under it
+        super().__init__(Records(dropped, name))
+        self.rule = rule
+
+    def filter(self, doc):
+        reason = self.rule(doc.text, quality.rules_for(doc.metadata["language"]))
+        return reason is None or (False, reason)
+
+
+class Hash(PipelineStep):
+    """Writes what the search for duplicates needs of each document: (bands + 2) x 8 bytes."""
+
+    type, name = "🔢", "hash"
+
+    def __init__(self, folder: Path, minhash: MinHash):
+        super().__init__()
+        self.folder, self.minhash = folder, minhash
+
+    def run(self, data, rank: int = 0, world_size: int = 1):
+        table = []
+        for doc in data:
+            with self.track_time():
+                near = self.minhash.band_hashes(doc.text)
+                exact = exact_hash(doc.text)
+                key = doc.metadata["key"]
+                if near is None:  # without words nothing is like it but itself
+                    near = np.full(self.minhash.bands, exact, np.uint64)
+                table.append(np.array([key, exact, *near], np.uint64))
+            yield doc
+        with written(self.folder / f"{rank:05d}.npy") as beside, open(beside, "wb") as file:
+            np.save(file, np.array(table, np.uint64).reshape(-1, self.minhash.bands + 2))
+
+
+# --- 3 and 4: find duplicates --------------------------------------------------------------------
+
+
+class Match(PipelineStep):
+    """Links the documents that agree in a band; band 0 is the hash of the whole text."""
+
+    type, name = "🔗", "match"
+
+    def __init__(self, hashes: Path, folder: Path, minhash: MinHash):
+        super().__init__()
+        self.hashes, self.folder, self.minhash = hashes, folder, minhash
+
+    def run(self, data=None, rank: int = 0, world_size: int = 1):
+        for band in range(rank, self.minhash.bands + 1, world_size):
+            tables = [np.load(path, mmap_mode="r") for path in sorted(self.hashes.glob("*.npy"))]
+            keys, hashes = (np.concatenate([t[:, i] for t in tables]) for i in (0, band + 1))
+            with written(self.folder / f"{band:05d}.npy") as beside, open(beside, "wb") as file:
+                np.save(file, links(hashes, keys))
+        yield from ()
+
+
+class Group(PipelineStep):
+    """Chains the links to groups: (n, 3) rows of a duplicate's key, its head's, 1 if exact."""
+
+    type, name = "👪", "group"
+
+    def __init__(self, folder: Path, duplicates: Path):
+        super().__init__()
+        self.folder, self.duplicates = folder, duplicates
+
+    def run(self, data=None, rank: int = 0, world_size: int = 1):
+        first, *others = sorted(self.folder.glob("*.npy"))
+        exact, near = Groups(), Groups()
+        for path in (first, *others):
+            for a, b in np.load(path, mmap_mode="r"):
+                near.join(int(a), int(b))
+                if path == first:
+                    exact.join(int(a), int(b))
+        heads = dict(exact.duplicates())
+        table = [(k, heads.get(k, head), int(k in heads)) for k, head in near.duplicates()]
+        with written(self.duplicates) as beside, open(beside, "wb") as file:
+            np.save(file, np.array(table, np.uint64).reshape(-1, 3))
+        yield from ()
+
+
+# --- 5: write ------------------------------------------------------------------------------------
+
+
+class DropDuplicates(BaseFilter):
+    """Drops the exact, or the near, duplicates, and says of what."""
+
+    def __init__(self, dropped: Path, duplicates: Path, name: str):
+        self.name = name
+        super().__init__(Records(dropped, name))
+        self.duplicates = duplicates
+
+    def run(self, data, rank: int = 0, world_size: int = 1):
+        self.table = np.load(self.duplicates, mmap_mode="r")
+        yield from super().run(data, rank, world_size)
+
+    def filter(self, doc):
+        at = np.searchsorted(self.table[:, 0], np.uint64(doc.metadata["key"]))
+        if at == len(self.table) or self.table[at, 0] != doc.metadata["key"]:
+            return True
+        if bool(self.table[at, 2]) != (self.name == "exact"):
+            return True
+        doc.metadata["of"] = int(self.table[at, 1])
+        return False, self.name
+
+
+class Sentences(PipelineStep):
+    """Notes where the sentences of a document end, in characters of its text."""
+
+    type, name = "✂", "sentences"
+
+    def run(self, data, rank: int = 0, world_size: int = 1):
+        for doc in data:
+            with self.track_time():
+                ends, at = [], 0
+                for paragraph in re.split("\n", doc.text):
+                    for sentence in split_sentences(paragraph):
+                        at = doc.text.index(sentence, at) + len(sentence)
+                        ends.append(at)
+                doc.metadata["sentence_ends"] = ends
+                self.stat_update("total", value=len(ends))
+            yield doc
+
+
+# --- all -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Blocks that run in one go, in so many tasks."""
+
+    name: str
+    tasks: int
+    blocks: list[PipelineStep]
+
+
+def stages(
+    units: Sequence[data.Source], out: Path, *, languages: Sequence[str], tasks: int,
+    minhash: MinHash, plant: float, seed: int, max_documents: int | None, skip_bad_lines: bool,
+) -> list[Stage]:  # fmt: skip
+    """The whole pipeline; each stage needs the one before it to be done."""
+    work, dropped, duplicates = out / "work", out / "dropped", out / "work" / "duplicates.npy"
+    return [
+        Stage("1-read", len(units), [
+            ReadUnit(units, max_documents, skip_bad_lines),
+            *([Plant(out / "planted", plant, seed)] if plant else []),
+            Deal(work / "raw", tasks),
+        ]),
+        Stage("2-clean", tasks, [
+            ReadRows(work / "raw"),
+            Repair(dropped, out / "repaired"),
+            Language(dropped, languages),
+            C4(dropped),
+            Gopher(dropped, "repetition", quality.gopher_repetition),
+            Gopher(dropped, "statistics", quality.gopher_quality),
+            Hash(work / "hashes", minhash),
+            WriteRows(work / "clean", ("key", "language")),
+        ]),
+        Stage("3-match", min(tasks, minhash.bands + 1),
+              [Match(work / "hashes", work / "links", minhash)]),
+        Stage("4-group", 1, [Group(work / "links", duplicates)]),
+        Stage("5-write", tasks, [
+            ReadRows(work / "clean"),
+            DropDuplicates(dropped, duplicates, "exact"),
+            DropDuplicates(dropped, duplicates, "near"),
+            Sentences(),
+            WriteRows(out / "shards", ("language", "sentence_ends")),
+        ]),
+    ]  # fmt: skip

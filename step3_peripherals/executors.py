@@ -1,0 +1,99 @@
+"""Who runs the stages: this machine, a Slurm cluster or a Ray cluster, by datatrove's executors.
+
+All three mark a finished task by an empty file in stages/<stage>/completions, and skip it when they
+are started again; on a cluster, the run directory must be on a disk that all machines share.
+"""
+
+import contextlib
+import importlib.util
+import io
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import loguru
+from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
+
+from common.cli import UserError
+from common.subruns import LIBC, PR_SET_PDEATHSIG
+from step3_peripherals.blocks import Stage
+
+LOGS = "stages"
+
+
+class Local(LocalPipelineExecutor):
+    """Quiet (each task has its log in stages/<stage>/logs), and gone when its parent is killed."""
+
+    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1):
+        if self.workers > 1:  # this is a process of its own
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
+            die_with_parent()
+        with contextlib.redirect_stderr(io.StringIO()):
+            return super()._run_for_rank(rank, local_rank, node_rank)
+
+
+def die_with_parent() -> None:
+    if sys.platform == "linux":
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def run_local(stages: Sequence[Stage], out: Path, workers: int, done=lambda stage: None) -> None:
+    """Run one stage after the other, in up to `workers` processes; `done` is called after each."""
+    loguru.logger.remove()
+    # datatrove's manager process is a fork, which would outlive a killed parent
+    os.register_at_fork(after_in_child=die_with_parent)
+    for stage in stages:
+        executor = Local(
+            stage.blocks,
+            tasks=stage.tasks,
+            workers=min(workers, stage.tasks),
+            logging_dir=str(out / LOGS / stage.name),
+        )
+        if executor.get_incomplete_ranks():
+            executor.run()
+            done(stage)
+
+
+def launch_slurm(stages: Sequence[Stage], out: Path, workers: int, **options) -> bool:
+    """Submit a job array for each stage, which waits for the one before; False: all was done.
+
+    `options` are those of SlurmPipelineExecutor: partition, time, mem_per_cpu_gb, ...
+    Raises UserError where there is no sbatch.
+    """
+    last = None
+    for stage in stages:
+        last = SlurmPipelineExecutor(
+            stage.blocks,
+            tasks=stage.tasks,
+            workers=workers,
+            job_name=f"gym-{stage.name}",
+            venv_path=f"{sys.prefix}/bin/activate",
+            logging_dir=str((out / LOGS / stage.name).resolve()),
+            depends=last,
+            **options,
+        )
+    if not last.get_incomplete_ranks():
+        return False
+    if shutil.which("sbatch") is None:
+        raise UserError("no sbatch here: --executor slurm runs on a machine that submits to Slurm")
+    last.run()
+    return True
+
+
+def run_ray(stages: Sequence[Stage], out: Path, workers: int) -> None:
+    """Run on the Ray cluster that this machine is connected to, and wait for the end."""
+    if importlib.util.find_spec("ray") is None:
+        raise UserError("--executor ray needs Ray: pip install ray")
+    last = None
+    for stage in stages:
+        last = RayPipelineExecutor(
+            stage.blocks,
+            tasks=stage.tasks,
+            workers=workers,
+            logging_dir=str((out / LOGS / stage.name).resolve()),
+            depends=last,
+        )
+    last.run()

@@ -1,0 +1,349 @@
+"""The pipeline as a whole: what it finds, what it counts, and that a kill changes nothing."""
+
+import json
+import os
+import pickle
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from datatrove.data import Document
+
+from common import data, formats
+from common.cli import UserError
+from step3_peripherals import blocks, executors, funnel, pipeline, planting
+from step3_peripherals.dedup import MinHash
+
+
+def stages(source, out, **options):
+    usual = dict(languages=("en",), tasks=3, minhash=MinHash(), plant=0.0, seed=0)
+    usual |= dict(max_documents=None, skip_bad_lines=False)
+    return blocks.stages(blocks.units_of(data.resolve(str(source))), out, **usual | options)
+
+
+def in_process(found):
+    """Run the stages without an executor, and return the sums of what each block counted."""
+    counts = {}
+    for stage in found:
+        for rank in range(stage.tasks):
+            flow = None
+            for block in stage.blocks:
+                flow = block.run(flow, rank, stage.tasks)
+            assert sum(1 for _ in flow) >= 0
+        for block in stage.blocks:
+            stats = {name: stat.total for name, stat in block.stats.stats.items()}
+            counts[f"{stage.name}/{block.name}"] = Counter(stats)
+    return counts
+
+
+def contents(folder, but=""):
+    """Every file of rows below the folder, so that two runs can be compared."""
+    found = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.jsonl.zst")}
+    return {path: content for path, content in found.items() if path.parts[0] != but}
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory):
+    """180 real reviews in two files, one of them JSON lines."""
+    folder = tmp_path_factory.mktemp("reviews")
+    texts = ["\n".join(d) for d in islice(data.documents(data.resolve("imdb")), 180)]
+    (folder / "a.txt").write_text("\n\n".join(text.replace("\n\n", "\n") for text in texts[:90]))
+    rows = (json.dumps({"text": text}) + "\n" for text in texts[90:])
+    (folder / "b.jsonl").write_text("".join(rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def processed(reviews, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    return out, in_process(stages(reviews, out, plant=0.5))
+
+
+def test_counts_add_up(processed):
+    out, counts = processed
+    names = [f"2-clean/{name}" for name in funnel.FILTERS[:5]] + ["5-write/exact", "5-write/near"]
+    left = counts["1-read/deal"]["total"]
+    assert left > counts["1-read/source"]["total"] == 180
+    for name in names:
+        block = counts[name]
+        assert block["total"] == left
+        reasons = sum(n for key, n in block.items() if key.startswith("dropped_"))
+        assert block["forwarded"] + block["dropped"] == left and reasons == block["dropped"]
+        left = block["forwarded"]
+    shards = list(blocks.rows(out / "shards"))
+    assert len(shards) == left == counts["5-write/write"]["total"]
+    fallen = Counter(row["filter"] for row in blocks.rows(out / "dropped"))
+    assert fallen == {n.split("/")[1]: c for n in names if (c := counts[n]["dropped"])}
+    assert len({row["id"] for row in shards}) == len(shards)
+
+
+def test_planted_faults_are_found(processed):
+    out, _ = processed
+    kinds = funnel.planted(out)
+    assert min(kinds[k]["reached"] for k in ("exact", "near90", "mojibake", "page", "lines")) >= 3
+    for kind in ("exact", "mojibake", "page", "lines"):
+        assert kinds[kind]["found"] == kinds[kind]["reached"], kind
+    assert kinds["near90"]["found"] >= 0.95 * kinds["near90"]["reached"]
+    assert kinds["clean"]["found"] == 0
+    checked = funnel.verify(out)
+    assert checked["exact_true"] == checked["exact"] > 0
+    assert checked["near_true"] == checked["near"] > 0
+
+
+def test_every_filter_drops_and_shows_examples(processed):
+    shown = funnel.examples(processed[0])
+    assert {reason.split(":")[0] for reason in shown} >= {"c4", "repetition", "exact", "near"}
+    repaired = shown["repaired: mojibake"][0]
+    assert repaired["before"] != repaired["after"]
+    assert all(len(rows) <= funnel.EXAMPLES for rows in shown.values())
+
+
+def test_shards_are_documents_with_their_sentences(processed):
+    out, _ = processed
+    documents = list(data.documents(data.resolve(str(out / "shards"))))
+    rows = list(blocks.rows(out / "shards"))
+    assert ["\n".join(paragraphs) for paragraphs in documents] == [row["text"] for row in rows]
+    for row in rows:
+        cuts = [0, *row["sentence_ends"]]
+        sentences = [row["text"][a:b].strip() for a, b in zip(cuts, cuts[1:], strict=False)]
+        assert sentences == [
+            sentence for p in row["text"].split("\n") for sentence in blocks.split_sentences(p)
+        ]
+
+
+def test_the_documents_do_not_depend_on_the_number_of_tasks(reviews, tmp_path):
+    kept = []
+    for tasks in (1, 4):
+        options = dict(tasks=tasks, plant=0.5, max_documents=40)
+        in_process(stages(reviews, tmp_path / str(tasks), **options))
+        rows = blocks.rows(tmp_path / str(tasks) / "shards")
+        kept.append(sorted((row["id"], row["text"]) for row in rows))
+    assert len(kept[0]) > 40 and kept[0] == kept[1]
+
+
+def test_the_search_for_duplicates_keeps_the_first(processed, tmp_path):
+    text = next(r["text"] for r in blocks.rows(processed[0] / "shards") if len(r["text"]) > 1500)
+    near = planting.edit(text, 3, random.Random(0))
+    assert near != text
+    source = tmp_path / "in.jsonl"
+    lines = [near, text, text, "One short line.", near]
+    source.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    in_process(stages(source, tmp_path / "out", tasks=2))
+    assert [row["id"] for row in blocks.rows(tmp_path / "out" / "shards")] == ["in.jsonl/0"]
+    drops = {row["id"][-1]: row["filter"] for row in blocks.rows(tmp_path / "out" / "dropped")}
+    assert drops == {"1": "near", "2": "exact", "3": "c4", "4": "exact"}
+
+
+def test_chinese_and_other_languages(tmp_path):
+    chinese = "联合国大会由全体会员国组成，每年举行一次会议，讨论有关世界和平的重大问题。\n"
+    chinese += "它的目的是维护国际和平与安全，发展各国之间的友好关系，促成国际合作。\n"
+    chinese += "安全理事会有五个常任理事国，它们在表决时可以否决任何一项实质性的决议。"
+    german = "Der Hund und die Katze gehen heute Abend zusammen in den Wald. " * 5
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"text": t}) + "\n" for t in (chinese, german)))
+    in_process(stages(source, tmp_path / "out", languages=("zh",), tasks=1))
+    assert [row["text"] for row in blocks.rows(tmp_path / "out" / "shards")] == [chinese]
+    [fallen] = blocks.rows(tmp_path / "out" / "dropped")
+    assert (fallen["filter"], fallen["reason"]) == ("language", "de")
+
+
+def test_repair_leaves_what_is_right():
+    for text in ("“Curly” — naïve café, ﬁne.", "全角，标点！（对）", "plain & simple"):
+        assert planting.repair(text) == (text, "")
+    for codec in ("latin-1", "sloppy-windows-1252"):
+        assert planting.repair(planting.garble("It’s “so” — naïve.", codec)) == (
+            "It’s “so” — naïve.", "mojibake",
+        )  # fmt: skip
+    assert planting.repair("a\x00b") == ("ab", "characters")
+
+
+def test_planting_is_known_and_repeatable():
+    text = 'It was the "best" of times, it wasn\'t the worst of times.\nAnd so on, and so on.'
+    made = [[*planting.plant(text, str(i), 1.0, 0)] for i in range(200)]
+    assert made == [[*planting.plant(text, str(i), 1.0, 0)] for i in range(200)]
+    assert all([*planting.plant(text, str(i), 0.0, 0)] == [(text, str(i), {})] for i in range(9))
+    truths = [truth for one in made for _, _, truth in one if truth]
+    kinds = Counter(truth["kind"] for truth in truths)
+    assert set(kinds) == set(planting.KINDS) and min(kinds.values()) > 20  # 40 expected, sd 5.7
+    assert all(0 <= truth.get("jaccard", 1) <= 1 for truth in truths)
+    edited = planting.edit(text, 3, random.Random(0))
+    assert edited != text and len(edited.split()) == len(text.split())
+
+
+def test_memory_is_constant(tmp_path):
+    """What a task holds does not grow with its documents, but for their hashes."""
+    peaks = []
+    for n in (20, 120):
+        folder = tmp_path / str(n)
+        with blocks.json_lines(folder / "00000.jsonl.zst") as write:
+            for i in range(n):
+                text = f"This is sentence {i} of many. " * 100
+                write({"id": str(i), "key": i, "text": text, "language": "en"})
+        flow = None
+        for block in [
+            blocks.ReadRows(folder),
+            blocks.Repair(folder / "d", folder / "r"),
+            blocks.C4(folder / "d"),
+            blocks.Hash(folder / "h", MinHash()),
+            blocks.Sentences(),
+            blocks.WriteRows(folder / "w", ("key",)),
+        ]:
+            flow = block.run(flow)
+        tracemalloc.start()
+        assert sum(1 for _ in flow) == n
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0] + 120 * 300  # a document has 3,000 characters
+
+
+def test_half_a_file_is_never_seen(tmp_path):
+    with pytest.raises(RuntimeError), blocks.json_lines(tmp_path / "a.jsonl.zst") as write:
+        write({"text": "\ud800"})
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with blocks.json_lines(tmp_path / "a.jsonl.zst") as write:
+        write({"text": "half \ud800"})
+    assert [*formats.rows(tmp_path / "a.jsonl.zst")][0][1] == {"text": "half ?"}
+
+
+# --- executors -----------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(300)
+def test_killed_and_resumed_it_ends_the_same(reviews, tmp_path, capsys):
+    options = dict(data=str(reviews), plant=0.5, tasks=6, max_documents=60)
+    out = tmp_path / "killed"
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    markers = out / "stages" / "2-clean" / "completions"
+    killed = subprocess.Popen(
+        [sys.executable, pipeline.__file__, *flags, f"--out={out}", "--workers=2"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    while killed.poll() is None and len(list(markers.glob("*"))) < 2:
+        time.sleep(0.02)
+    assert killed.poll() is None
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    time.sleep(1)  # its processes notice
+    finished = {path.name: path.stat().st_mtime_ns for path in markers.iterdir()}
+    assert 2 <= len(finished) < 6
+
+    usual = pipeline.Config(**options, out=str(out), workers=1)
+    with pytest.raises(UserError, match="continue it with --resume"):
+        pipeline.main(usual)
+    with pytest.raises(UserError, match="began with other text or options"):
+        pipeline.main(replace(usual, plant=0.1, resume=True))
+    pipeline.main(replace(usual, resume=True))
+    assert capsys.readouterr().out.splitlines()[-1] == f"result: {out / 'result.json'}"
+    assert {name: (markers / name).stat().st_mtime_ns for name in finished} == finished
+    found = stages(reviews, tmp_path / "whole", plant=0.5, tasks=6, max_documents=60)
+    counts = in_process(found)
+    assert contents(out) == contents(tmp_path / "whole", but="work")
+    result = json.loads((out / "result.json").read_text())
+    assert result["documents"]["written"] == counts["5-write/write"]["total"]
+    assert result["planted"] == funnel.planted(tmp_path / "whole")
+    assert not (out / "work").exists() and (out / "curves.png").stat().st_size > 10_000
+    assert str(tmp_path) not in json.dumps(result["metrics"])
+    pipeline.main(replace(usual, resume=True))
+    assert "is complete" in capsys.readouterr().out
+
+
+CLUSTER = {
+    "sbatch": """#!{python}
+import os, re, subprocess, sys
+script = open(sys.argv[-1]).read()
+open("{log}", "a").write(" ".join(sys.argv[1:-1]) + "\\n" + script)
+last = int(re.search(r"--array=0-(\\d+)", script)[1])
+for rank in range(last + 1) if "merge_stats" not in script else ():
+    more = dict(SLURM_ARRAY_TASK_ID=str(rank), SLURM_NODELIST="here", RUN_OFFSET="0")
+    subprocess.run(["bash", sys.argv[-1]], env=os.environ | more, check=True, stdout=2)
+print("Submitted batch job", 40 + os.path.getsize("{log}") % 7)
+""",
+    "srun": '#!/bin/bash\nwhile [[ $1 == -* || $1 =~ ^[0-9]+$ ]]; do shift; done\nexec "$@"\n',
+    "scontrol": "#!/bin/bash\necho here\n",
+}
+
+
+def test_slurm_runs_the_same_blocks(reviews, tmp_path, monkeypatch):
+    """On a cluster of three shell commands, one task after the other."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, text in CLUSTER.items():
+        text = text.replace("{python}", sys.executable).replace("{log}", str(tmp_path / "log"))
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}")
+    options = dict(tasks=1, max_documents=20)
+    found = stages(reviews / "a.txt", tmp_path / "slurm", **options)
+    limits = dict(partition="fast", time="1:00:00")
+    assert executors.launch_slurm(found, tmp_path / "slurm", 2, **limits)
+    in_process(stages(reviews / "a.txt", tmp_path / "here", **options))
+    assert contents(tmp_path / "slurm" / "shards") == contents(tmp_path / "here" / "shards")
+    log = (tmp_path / "log").read_text()
+    for stage in found:
+        assert f"--job-name=gym-{stage.name}" in log
+    assert "--partition=fast" in log and "--time=1:00:00" in log
+    assert log.count("RUN_OFFSET=0 --dependency=afterok:") == len(found) - 1
+    assert not executors.launch_slurm(found, tmp_path / "slurm", 2, **limits)
+
+
+def test_blocks_travel_to_other_machines(reviews, tmp_path):
+    for stage in stages(reviews, tmp_path, plant=0.1):
+        assert len(pickle.loads(pickle.dumps(stage.blocks))) == len(stage.blocks)
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (dict(data="nowhere.txt"), "no such file"),
+        (dict(data="{tmp}/empty.txt"), "no text in it"),
+        (dict(data="{tmp}/columns.jsonl"), "no `text` in this row"),
+        (dict(data="{tmp}/cut.txt.gz"), "cut.txt.gz:1: broken or cut off"),
+        (dict(data="{tmp}/columns.jsonl", workers=2, tasks=2), "no `text` in this row"),
+        (dict(out="{tmp}/empty.txt/run"), "Not a directory"),
+        (dict(plant=2.0), "--plant 2.0 must be a share"),
+        (dict(tasks=0), "--tasks 0 must be 1 or more"),
+        (dict(languages=("english",)), "codes of ISO 639"),
+        (dict(executor="ray"), "pip install ray"),
+        (dict(executor="slurm"), "no sbatch here"),
+    ],
+)
+def test_bad_input_is_one_line(options, complaint, tmp_path, capfd):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "columns.jsonl").write_text('{"body": "It has no text."}\n' * 2)
+    (tmp_path / "cut.txt.gz").write_bytes(b"\x1f\x8b\x08\x00cut")
+    usual = dict(data="sotu", tasks=1, workers=1, out=str(tmp_path / "out"))
+    given = {k: v.replace("{tmp}", str(tmp_path)) if isinstance(v, str) else v
+             for k, v in options.items()}  # fmt: skip
+    with pytest.raises((UserError, OSError), match=re.escape(complaint)):
+        pipeline.main(pipeline.Config(**usual | given))
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_bad_rows_can_be_left_out(tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"text": "Good."}\nnot json\n{"body": 1}\n')
+    counts = in_process(stages(source, tmp_path / "out", skip_bad_lines=True, tasks=1))
+    assert counts["1-read/source"]["total"] == 1
+    assert counts["1-read/source"]["bad_lines"] == 2
+
+
+def test_a_document_of_one_long_line(tmp_path):
+    doc = Document("word " * 400_000, "long", metadata={"key": 0, "language": "en"})
+    blocks_ = [blocks.Repair(tmp_path, tmp_path), blocks.Hash(tmp_path / "h", MinHash())]
+    flow = iter([doc])
+    for block in blocks_:
+        flow = block.run(flow)
+    assert len(list(flow)) == 1
