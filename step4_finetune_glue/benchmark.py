@@ -1,0 +1,148 @@
+"""Our fine-tuning against `transformers.Trainer` set up as in run_glue, side by side in one run.
+
+    python step4_finetune_glue/benchmark.py                                 MRPC, 1,200 rows
+    python step4_finetune_glue/benchmark.py --task RTE --train-limit 1000 --seeds 3
+
+`trainer` pads every row to 128 and computes in fp32, as run_glue does; `trainer-tuned` is told to
+use bf16 and to put rows of a length together; `ours` is finetune.py with our BERT. Each training is
+a process of its own; systems take turns. Speed is worth nothing at a lower score: both are shown.
+"""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+
+from common import cli, runs
+from common.cli import UserError
+from common.runs import metric
+from step4_finetune_glue import classifier, race, tasks
+
+PRESETS = {
+    "smoke": dict(train_limit=32, epochs=1, seeds=1),
+    "cpu": dict(train_limit=1200),
+    "gpu": dict(),
+}
+BASELINE = "trainer"
+
+
+def main(config: race.Config) -> None:
+    if config.system:
+        print(json.dumps(race.measure(config, config.system)))
+        return
+    task = tasks.task(config.task)
+    run = runs.Run.open(
+        config, f"step4_finetune_glue/benchmark-{task.name.lower()}-{config.preset}"
+    )
+    if run.finished():
+        return
+
+    # Systems take turns, so that a slow minute of the machine falls on all of them
+    found: dict[str, list[dict]] = {name: [] for name in race.SYSTEMS}
+    seeds = list(range(config.seed, config.seed + config.seeds))
+    for seed in seeds:
+        for name in race.SYSTEMS:
+            found[name].append(_in_own_process(config, name, seed))
+    runs.write_json(run.path / "turns.json", found)
+
+    first = task.metrics[0]
+    rows = {name: _summary(turns, found[BASELINE], first) for name, turns in found.items()}
+    print(f"\n{task.name}, {config.model}, {found['ours'][0]['rows']:,} rows, "
+          f"{config.epochs} epochs, batch {config.batch_size}")  # fmt: skip
+    print(f"{'system':14} {'s/epoch':>8} {'speed':>7} {'memory':>9}  dev {first}, %")
+    for name, row in rows.items():
+        score = row["score"]
+        spread = "" if score["sd"] is None else f" ± {score['sd']:.2f}"
+        print(f"{name:14} {row['seconds']['value']:8.1f} {row['speed']['value']:6.2f}x "
+              f"{row['memory']['value']:6,.0f} MB  {score['value']:.2f}{spread}")  # fmt: skip
+    print(f"speed: seconds an epoch of {BASELINE} over those of the system, in the same turn\n")
+    _plot(rows, first, f"{task.name}, {config.model}", run)
+    total = sum(t["seconds_per_epoch"] * config.epochs for turns in found.values() for t in turns)
+    checkpoint = classifier.find(config.model)
+    run.result(
+        step="step4_finetune_glue",
+        script="benchmark",
+        system=f"our fine-tuning against transformers.Trainer, {config.model}",
+        preset=config.preset,
+        dataset=f"glue/{task.name}",
+        split="dev",
+        metrics={
+            f"{name}/{kind}": row[kind]
+            for name, row in reversed(rows.items())  # ours first: it is what a summary shows
+            for kind in row
+        },
+        compare_to=[],
+        model={"name": config.model, "layers": classifier.read_config(checkpoint).get(
+            "num_hidden_layers"), "parameters": None},
+        train_rows=found["ours"][0]["rows"],
+        tokens=None,
+        seconds=round(total, 1),
+        tokens_per_second=None,
+        seeds=seeds,
+        config=cli.as_dict(config),
+    )  # fmt: skip
+
+
+def _in_own_process(config: race.Config, name: str, seed: int) -> dict[str, Any]:
+    """What `race.measure` returns, from a process in which nothing else has run."""
+    flags = [f"--system={name}", f"--seed={seed}"]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        left_out = ("system", "seed", "resume", "out", "tracker")
+        if field.name not in left_out and value is not None:
+            flags.append(f"--{field.name.replace('_', '-')}={value}")
+    done = subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True)
+    if done.returncode:
+        told = re.sub("^error: ", "", (done.stderr.strip() or "killed").splitlines()[-1])
+        raise UserError(f"{name}: {told}")
+    measured = json.loads(done.stdout.strip().splitlines()[-1])
+    runs.say(f"seed {seed}, {name}: {measured['seconds_per_epoch']:.1f} s an epoch")
+    return measured
+
+
+def _summary(turns: list[dict], baseline: list[dict], first: str) -> dict[str, dict]:
+    """Means over turns; the speed is that within each turn."""
+    seconds = [turn["seconds_per_epoch"] for turn in turns]
+    speed = [b["seconds_per_epoch"] / s for b, s in zip(baseline, seconds, strict=True)]
+    scores = [turn["scores"][first] for turn in turns]
+
+    def mean(values, **more):
+        sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        return metric(float(np.mean(values)), sd=sd, n=len(values), **more)
+
+    return {
+        "speed": mean(speed, unit="x"),
+        "seconds": mean(seconds, unit="s", higher_is_better=False),
+        "score": mean(scores, unit="%"),
+        "memory": mean([t["peak_mb"] for t in turns], unit="MB", higher_is_better=False),
+    }
+
+
+def _plot(rows: dict[str, dict], first: str, title: str, run: runs.Run) -> None:
+    """curves.png: seconds an epoch and the score, a bar a system."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4))
+    for axis, kind, label in zip(
+        axes, ("seconds", "score"), ("seconds an epoch", f"dev {first}, %"), strict=True
+    ):
+        values = [row[kind]["value"] for row in rows.values()]
+        errors = [row[kind]["sd"] or 0 for row in rows.values()]
+        bars = axis.bar(list(rows), values, yerr=errors, color=["gray", "silver", "tab:blue"])
+        axis.bar_label(bars, fmt="%.1f", padding=3)
+        axis.set(title=label, ylim=(0, 1.2 * max(values)))
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(run.path / "curves.png", dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    cli.run(main, race.Config, PRESETS)

@@ -1,0 +1,189 @@
+"""Score what finetune.py predicted over whole dev sets, and lay it out as the table of GLUE.
+
+python step4_finetune_glue/evaluate.py                  every run in runs/step4_finetune_glue
+python step4_finetune_glue/evaluate.py --runs runs/minilm-rte runs/minilm-cola --compare DistilBERT
+python step4_finetune_glue/evaluate.py --runs runs/glue --submission glue.zip --fill-missing
+
+Mean ± standard deviation over seeds, with how many collapsed to one answer; beside the majority
+class, a linear model on words, and reported systems. One folder a task in --out: result.json,
+curves.png, errors.txt; and table.md and curves.png with the table.
+"""
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from common import cli, runs
+from common.cli import UserError
+from common.report import slug
+from common.runs import metric
+from step4_finetune_glue import baselines, figures, glue_table, scoring, submission, tasks
+from step4_finetune_glue.glue_table import System, Table
+from step4_finetune_glue.scoring import Finetuned, Scored
+
+REPORTED = Path(__file__).resolve().parent.parent / "notes" / "reported_numbers.csv"
+
+
+@dataclass
+class Config(cli.RunConfig):
+    runs: tuple[str, ...] = ("runs/step4_finetune_glue",)
+    """Directories of finetune.py, or folders that hold such."""
+    data: str = ""
+    """Where the tasks' files are; empty: where each run had them (see finetune.py)."""
+    compare: tuple[str, ...] = ()
+    """Reported systems, by a part of their name, that every result is held against, besides those
+    called like the checkpoint."""
+    errors: int = 5
+    """Surest errors to show for each run."""
+    submission: str = ""
+    """Also write the official zip of test answers of the one system in --runs to this path."""
+    fill_missing: bool = False
+    """Answer with the commonest training answer where the zip lacks a task."""
+
+
+PRESETS = {"cpu": {}, "smoke": dict(errors=1), "gpu": {}}
+
+
+def main(config: Config) -> None:
+    whole = runs.Run.open(config, "step4_finetune_glue/evaluate")
+    if whole.finished():
+        return
+    started = time.monotonic()
+    found = scoring.find(config.runs)
+    if not found:
+        raise UserError(f"{' '.join(config.runs)}: no runs of finetune.py in there")
+    if config.submission:
+        submit(config, found)
+
+    # Score each run on all its dev splits, and show where it fails
+    systems, low = {}, set()
+    lines = {name: System(name.replace("_", " "), "baseline") for name in figures.LINES}
+    short = Counter({run.system: run.label for run in found}.values())
+    for run in found:
+        name, data = run.task.name, config.data or run.data
+        scored = score(run, data)
+        base = baseline_scores(name, data, tuple(scored))
+        measured = report(run, scored, base, config, whole.path)
+        title = run.label if short[run.label] == 1 else run.system
+        system = systems.setdefault(run.system, System(title, "measured"))
+        system.scores[name] = {k: (entry["value"], entry["sd"]) for k, entry in measured.items()}
+        for baseline, line in lines.items():
+            line.scores[name] = {k: (base[baseline][k], None) for k in measured}
+        low |= {name} if run.low_resource else set()
+
+    # The table
+    shown = [name for name in tasks.TASKS if any(name in s.scores for s in systems.values())]
+    table = Table(
+        [*systems.values(), *lines.values(), *glue_table.reported(REPORTED, shown)], shown, low
+    )
+    print("\n" + table.text() + "\n")
+    runs.write_text(whole.path / "table.md", table.markdown() + "\n")
+    table.draw(whole.path / "curves.png")
+    ours = [*systems.values(), *lines.values()]
+    averages = {f"average_{slug(one.name)}": table.average(one) for one in ours}
+    whole.result(
+        step="step4_finetune_glue",
+        script="evaluate",
+        system=", ".join(systems),
+        preset=config.preset,
+        dataset="GLUE",
+        split="dev",
+        metrics={k: metric(v, unit="%") for k, v in averages.items() if v is not None},
+        averaged=table.averaged(),
+        low_resource=sorted(low),
+        compare_to=[],
+        seconds=round(time.monotonic() - started, 1),
+        config=cli.as_dict(config),
+    )
+
+
+def score(run: Finetuned, data: str) -> dict[str, Scored]:
+    """Every dev split that the run predicted."""
+    splits = [split for split in run.task.dev_splits if run.has(split)]
+    if not splits:
+        raise UserError(f"{run.folder}: no predictions for {' or '.join(run.task.dev_splits)}")
+    read = {split: tasks.read(run.task, split, data) for split in splits}
+    return {split: scoring.score(run.logits(rows), rows) for split, rows in read.items()}
+
+
+def prefix(split: str) -> str:
+    """Of the names of MNLI's second dev set's metrics, as in finetune.py's results."""
+    return "mismatched_" if split == "dev_mismatched" else ""
+
+
+@cache
+def baseline_scores(name: str, data: str, splits: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """Metrics of each baseline, over all splits."""
+    task, found = tasks.TASKS[name], {baseline: {} for baseline in figures.LINES}
+    devs = [tasks.read(task, split, data) for split in splits]
+    for dev, each in zip(
+        devs, baselines.score(tasks.read(task, "train", data), *devs), strict=True
+    ):
+        for baseline, scores in each.items():
+            found[baseline] |= {prefix(dev.split) + k: value for k, value in scores.items()}
+    return found
+
+
+def report(run, scored: dict[str, Scored], base: dict, config: Config, whole: Path) -> dict:
+    """Print one run's scores, draw them, write its result (finetune.py's, and what is new).
+
+    Returns the entries of the task's metrics, as a result.json has them.
+    """
+    first = next(iter(scored.values()))
+    measured, together = {}, {}
+    for split, one in scored.items():
+        measured |= {prefix(split) + name: entry for name, entry in one.entries().items()}
+        together |= {prefix(split) + name: value for name, value in one.together.items()}
+    n = len(run.seeds)
+    more = {f"ensemble_{k}": metric(v, unit="%") for k, v in together.items() if n > 1}
+    for name, values in base.items():
+        more |= {f"{name}_{k}": metric(v, unit="%") for k, v in values.items()}
+    more["collapsed_seeds"] = metric(first.collapsed, n=1, higher_is_better=False)
+
+    pool = ", trained on a small pool or part (low-resource)" * run.low_resource
+    print(f"\n{run.system} on {first.rows.told()}, {n} seed{'s' * (n > 1)}{pool}")
+    for name, entry in measured.items():
+        spread = f" ± {entry['sd']:.2f}" if entry["sd"] is not None else ""
+        others = [f"{baseline.replace('_', ' ')} {base[baseline][name]:.2f}" for baseline in base]
+        others += [f"ensemble {together[name]:.2f}"] if n > 1 else []
+        print(f"  {name:20}{entry['value']:6.2f}{spread:8}  ({', '.join(others)})")
+    print(f"  collapsed seeds     {first.collapsed} of {n}")
+    errors = f"{figures.confusion_text(first)}\n\n{figures.errors_text(first, config.errors)}\n"
+    print(errors)
+
+    out = whole / f"{slug(run.system)}-{slug(run.task.name)}"
+    out.mkdir(exist_ok=True)
+    low = " (low-resource)" * run.low_resource
+    title = f"{run.label} on {run.task.name} {first.rows.split}{low}"
+    figures.draw(out / "curves.png", title, first, base)
+    runs.write_text(out / "errors.txt", errors)
+    words = (*config.compare, Path(run.values["model"]["name"].removesuffix("/model")).name)
+    compared = glue_table.compared(REPORTED, run.task.name, measured, words)
+    added = {"compare_to": [] if run.low_resource else compared, "scored_by": cli.command()}
+    runs.write_json(out / "result.json", run.values | {"metrics": measured | more} | added)
+    return measured
+
+
+def submit(config: Config, found: list[Finetuned]) -> None:
+    """Write the zip of test answers, each task's from its seeds together."""
+    if len(names := sorted({run.system for run in found})) > 1:
+        raise UserError(f"--submission takes one system, and --runs holds: {', '.join(names)}")
+    answers = {}
+    for run in found:
+        data = config.data or run.data
+        for file, (name, split, _) in submission.FILES.items():
+            here = "AX" if (name, run.task.name) == ("AX", "MNLI") else split
+            if name in (run.task.name, here) and run.has(here):
+                rows = tasks.read(tasks.TASKS[name], split, data)
+                said = scoring.together(run.task, run.logits(rows))
+                answers[file] = submission.Answers(rows.ids, said)
+    if config.fill_missing:
+        filled = submission.fill(answers, config.data or found[0].data)
+        print(f"answered with the majority: {', '.join(filled) or 'nothing'}")
+    print(f"submission: {submission.write(Path(config.submission), answers)}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Config, PRESETS)

@@ -1,0 +1,88 @@
+"""Fine-tune any BERT on a task of GLUE, over several seeds, and score it on the whole dev set.
+
+python step4_finetune_glue/finetune.py                           film reviews, embedded MiniLM
+python step4_finetune_glue/finetune.py --task RTE --model minilm --seeds 5
+python step4_finetune_glue/finetune.py --task CoLA --model notes/zoo/bert-tiny
+python step4_finetune_glue/finetune.py --task MRPC --model roberta-base --impl hf
+python step4_finetune_glue/finetune.py --task RTE --layer-decay 0.9 --reinit-layers 1
+accelerate launch --num_processes 8 step4_finetune_glue/finetune.py --task MNLI --data glue_data
+
+A seed decides the head's first weights, the order of the rows and dropout. What counts is the model
+after the last epoch, and the mean over seeds: the best epoch or seed on dev is no estimate.
+"""
+
+from pathlib import Path
+
+from common import cli, data, engine, runs, subruns
+from step4_finetune_glue import classifier, outcome, tasks
+from step4_finetune_glue.training import Config, Data, Trial
+
+PRESETS = {
+    "smoke": dict(seeds=1, batch_size=16, micro_batch_size=16, train_limit=64, max_steps=4),
+    "cpu": dict(seeds=3, epochs=3, train_limit=8000),  # target: rt, minilm, dev accuracy 83 %
+    "gpu": {},
+}
+
+
+def main(config: Config) -> None:
+    task = tasks.task(config.task)
+    accelerator = engine.accelerator(config)
+    main_process = accelerator.is_main_process
+    name = f"{task.name.lower()}-{Path(config.model).name}-{config.preset}"
+    whole = runs.Run.open(config, f"step4_finetune_glue/{name}", main=main_process)
+    if whole.finished():
+        return
+
+    # Rows and checkpoint, once they are known to fit
+    checkpoint = classifier.find(config.model)
+    tokenizer = classifier.tokenizer_of(checkpoint, config.max_seq_len)
+    rows = Data.read(task, config)
+    if main_process:
+        data.record(whole.path, rows.train.source)
+        print(rows.told(), flush=True)
+    trial = Trial.of(task, config, rows, checkpoint, tokenizer)
+
+    # Train, score and predict, once a seed; a seed that has its scores is never done again
+    seeds = range(config.seed, config.seed + config.seeds)
+    folders = {seed: whole.path / f"seed-{seed}" for seed in seeds}
+    todo = [seed for seed in seeds if not (folders[seed] / outcome.FILE).exists()]
+    budget = subruns.Slice(config.slice_minutes)
+    for seed in todo:
+        try:
+            trial.run(seed, folders[seed], accelerator, budget.left())
+        except cli.Interrupted as stop:  # it tells how to go on with this seed alone
+            told = f"stopped at seed {seed}; go on with:\n{cli.resume_command(whole.path)}"
+            raise cli.Interrupted(stop.signum, told) from None
+    if not main_process:
+        return
+
+    every = outcome.read(folders.values())
+    together = outcome.over_seeds(every)
+    start = "random" if config.random else "pretrained"
+    kind = "" if config.impl == "scratch" else "transformers' "
+    system = f"{kind}{config.model.rstrip('/')}, {start} weights, {trial.config.pooling} pooling"
+    print(f"\n{task.name}, {system}, %")
+    print(outcome.told(together) + "\n")
+    curves = {f"seed {seed}": runs.Run(folder).metrics() for seed, folder in folders.items()}
+    runs.plot_curves(curves, whole.path / "curves.png", title=f"{task.name}, {config.model}")
+    whole.result(
+        step="step4_finetune_glue",
+        script="finetune",
+        system=system,
+        preset=config.preset,
+        dataset=task.name if task.name == "rt" else f"glue/{task.name}",
+        source=rows.train.source,
+        split=" and ".join(rows.dev),
+        **together,
+        low_resource=rows.train.low_resource,
+        compare_to=[],
+        model={"name": config.model, "parameters": every[0]["parameters"]},
+        train_rows=len(trial.train),
+        dev_rows={split: len(part) for split, part in rows.dev.items()},
+        seeds=list(seeds),
+        config=cli.as_dict(trial.config),
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, Config, PRESETS)

@@ -1,0 +1,200 @@
+"""The table by which GLUE is known: systems as rows, tasks as columns, in text and as a figure."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+
+from common.page import count
+from common.report import load_reported, slug
+from step4_finetune_glue.tasks import GLUE
+
+SHORT = {  # in the order in which a task with two metrics has them
+    "f1": "F1",
+    "accuracy": "acc",
+    "mismatched_accuracy": "mm",
+    "matthews": "MCC",
+    "pearson": "r",
+    "spearman": "rho",
+    "score_as_printed": "?",
+}
+LOW = "*"
+
+
+@dataclass
+class System:
+    """A row: for each task its metrics, in %, as (mean, standard deviation or None)."""
+
+    name: str
+    kind: str  # "measured", "baseline" or "reported"
+    scores: dict[str, dict[str, tuple[float, float | None]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows, the tasks they are shown for, and which of these are low-resource."""
+
+    systems: list[System]
+    tasks: list[str]
+    low_resource: set[str]
+
+    def averaged(self) -> list[str]:
+        """The tasks of the average: all measured systems have them on the official data.
+
+        WNLI is left out, as BERT's authors do: its dev set contradicts its training set.
+        """
+        measured = [s for s in self.systems if s.kind == "measured"]
+        usable = [t for t in self.tasks if t in GLUE and t != "WNLI" and t not in self.low_resource]
+        return [task for task in usable if all(task in s.scores for s in measured)]
+
+    def average(self, system: System) -> float | None:
+        """The mean over `averaged` tasks of the mean of each one's metrics; None if one lacks."""
+        tasks = self.averaged()
+        if not tasks or any(task not in system.scores for task in tasks):
+            return None
+        means = [np.mean([v for v, _ in system.scores[task].values()]) for task in tasks]
+        return float(np.mean(means))
+
+    def grid(self) -> list[list[str]]:
+        """All cells: a line of tasks, one of metrics, then the systems."""
+        head, metrics = ["", *self.tasks, "avg"], ["%"]
+        head[1:-1] = [task + LOW * (task in self.low_resource) for task in self.tasks]
+        for task in self.tasks:
+            names = next(s.scores[task] for s in self.systems if task in s.scores)
+            metrics.append("/".join(SHORT.get(name, name) for name in names))
+        lines = [head, [*metrics, count(len(self.averaged()), "task")]]
+        for system in self.systems:
+            cells = [cell(system.scores.get(task, {})) for task in self.tasks]
+            average = self.average(system)
+            lines.append([system.name, *cells, "–" if average is None else f"{average:.1f}"])
+        return lines if self.averaged() else [line[:-1] for line in lines]
+
+    def notes(self) -> list[str]:
+        """What a reader must know to compare the rows."""
+        told = [f"avg: {', '.join(self.averaged())}; WNLI is left out"] if self.averaged() else []
+        if self.low_resource:
+            why = "trained on a small pool or part, not comparable with reported numbers"
+            told.append(f"{LOW} low-resource: {why}")
+        if any("score_as_printed" in c for s in self.systems for c in s.scores.values()):
+            told.append("a single number where a task has two: the source has one, maybe unnamed")
+        return told
+
+    def text(self) -> str:
+        """For the terminal; a rule parts measured, baselines and reported."""
+        lines = self.grid()
+        parts = [text.split("\n") for line in lines for text in line]
+        width = len(lines[0])
+        widths = [max(len(text) for part in parts[i::width] for text in part) for i in range(width)]
+        rule, shown, before = "─" * (sum(widths) + 2 * (width - 1)), [], ""
+        for line, system in zip(lines, [None, None, *self.systems], strict=True):
+            kind = system.kind if system else ""
+            shown += [rule] if kind != before else []
+            before = kind
+            for cells in zip_longest(*(text.split("\n") for text in line), fillvalue=""):
+                padded = [cells[0].ljust(widths[0])]
+                padded += [text.rjust(w) for text, w in zip(cells[1:], widths[1:], strict=True)]
+                shown.append("  ".join(padded).rstrip())
+        return "\n".join([*shown, rule, *self.notes()])
+
+    def markdown(self) -> str:
+        """For a page."""
+        head, metrics, *lines = self.grid()
+        joined = [f"{a}<br>{b}" if a else "" for a, b in zip(head, metrics, strict=True)]
+        rows = [joined, ["---", *["---:"] * (len(head) - 1)], *lines]
+        body = "\n".join(f"| {' | '.join(row)} |".replace("\n", "<br>") for row in rows)
+        notes = "\n".join(f"{note}  " for note in self.notes())
+        return f"{body}\n\n{notes}".replace(LOW, f"\\{LOW}")
+
+    def draw(self, path: Path) -> None:
+        """As a picture, each column shaded from its lowest score to its highest."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+
+        lines, shades = self.grid(), self._shades()
+        widths = [
+            max(len(part) for line in lines for part in line[i].split("\n")) + 2
+            for i in range(len(lines[0]))
+        ]
+        x = np.concatenate([[0], np.cumsum(widths)])
+        heights = [1 + 0.8 * any("\n" in text for text in line) for line in lines]
+        y = -np.concatenate([[0], np.cumsum(heights)])
+        figure, axis = plt.subplots(figsize=(x[-1] * 0.085, 0.27 * (2 - y[-1])))
+        before = ""
+        for row, system in enumerate([None, None, *self.systems]):
+            kind = system.kind if system else ""
+            if kind != before:
+                axis.plot([0, x[-1]], [y[row]] * 2, color="black", linewidth=0.8)
+            before, weight = kind, "bold" if row == 0 or kind == "measured" else "normal"
+            for column, text in enumerate(lines[row]):
+                shade = shades[row - 2, column - 1] if system and column else np.nan
+                if np.isfinite(shade):
+                    box = (x[column], y[row + 1]), widths[column], heights[row]
+                    colour = plt.get_cmap("YlGn")(0.05 + 0.5 * shade)
+                    axis.add_patch(plt.Rectangle(*box, color=colour, linewidth=0))
+                place, align = (x[column + 1] - 1, "right") if column else (0.5, "left")
+                style = {"color": "gray" if row == 1 else "black", "weight": weight, "fontsize": 8}
+                axis.text(place, (y[row] + y[row + 1]) / 2, text, ha=align, va="center", **style)
+        axis.text(0.5, y[-1] - 0.3, "\n".join(self.notes()), fontsize=7, va="top", color="gray")
+        axis.set(xlim=(0, x[-1]), ylim=(y[-1] - 2, 0))
+        axis.axis("off")
+        figure.savefig(path, dpi=130, bbox_inches="tight", facecolor="white")
+        plt.close(figure)
+
+    def _shades(self) -> np.ndarray:
+        """0 to 1, (systems, tasks + average); NaN where there is no score."""
+        values = np.full((len(self.systems), len(self.tasks) + 1), np.nan)
+        for i, system in enumerate(self.systems):
+            for j, task in enumerate(self.tasks):
+                if task in system.scores:
+                    values[i, j] = np.mean([v for v, _ in system.scores[task].values()])
+            average = self.average(system)
+            values[i, -1] = np.nan if average is None else average
+        low = np.min(np.nan_to_num(values, nan=np.inf), axis=0)
+        high = np.max(np.nan_to_num(values, nan=-np.inf), axis=0)
+        return (values - low) / np.where(high > low, high - low, 1)
+
+
+def cell(scores: dict[str, tuple[float, float | None]]) -> str:
+    """`88.9/84.1`, under it `±0.4/0.6` where there are several seeds; `–` for none."""
+    if not scores:
+        return "–"
+    means = "/".join(f"{value:.1f}" for value, _ in scores.values())
+    spread = "/".join(f"{sd:.1f}" for _, sd in scores.values() if sd is not None)
+    return f"{means}\n±{spread}" if spread else means
+
+
+def reported(path: Path, tasks: Iterable[str] = GLUE) -> list[System]:
+    """The systems in reported_numbers.csv that have a score on the dev set of one of `tasks`."""
+    systems: dict[str, System] = {}
+    for row in load_reported(path).values():
+        name, metric, task = (
+            f"{row['system']} {row['variant']}".strip(),
+            slug(row["metric"]),
+            row["dataset"],
+        )
+        wanted = row["step"] == "step4_finetune_glue" and row["split"].startswith("dev")
+        if wanted and task in GLUE and metric in SHORT:
+            system = systems.setdefault(name, System(name, "reported"))
+            system.scores.setdefault(task, {})[metric] = (float(row["value"]), None)
+    order = list(SHORT)
+    for system in systems.values():
+        for task, scores in system.scores.items():
+            system.scores[task] = dict(
+                sorted(scores.items(), key=lambda pair: order.index(pair[0]))
+            )
+    return [system for system in systems.values() if set(tasks) & set(system.scores)]
+
+
+def compared(path: Path, task: str, metrics: Iterable[str], words: Iterable[str]) -> list[str]:
+    """Ids of the reported dev scores of `task` in systems whose name has one of `words`."""
+    wanted = []
+    for row_id, row in load_reported(path).items():
+        name = f"{row['system']} {row['variant']}".lower()
+        dataset = row["dataset"] == task and row["split"].startswith("dev")
+        if row["step"] == "step4_finetune_glue" and dataset and slug(row["metric"]) in set(metrics):
+            wanted += [row_id] if any(word.lower() in name for word in words) else []
+    return wanted

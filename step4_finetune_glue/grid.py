@@ -1,0 +1,174 @@
+"""The grid of the compact BERTs (Turc et al. 2019, arXiv:1908.08962): batch size x learning rate.
+
+    python step4_finetune_glue/grid.py --task RTE --model notes/zoo/bert-tiny --parallel 2
+
+Published dev scores are often the best cell of such a grid. A maximum over 20 noisy numbers is no
+estimate of anything: it grows with the number of cells. So all cells are shown, with their spread,
+and the best one is trained again with seeds that had no part in choosing it: that is the score.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from common import cli, runs, subruns
+from common.cli import UserError
+from common.runs import metric
+from step4_finetune_glue import spread, tasks
+
+SCRIPT = Path(__file__).resolve().parent / "finetune.py"
+
+
+@dataclass
+class Config(cli.RunConfig):
+    task: str = "RTE"
+    """Task, as finetune.py takes it."""
+    data: str = "glue"
+    """Where its files are, as finetune.py takes it."""
+    model: str = "minilm"
+    """Checkpoint, as finetune.py takes it."""
+    batch_sizes: tuple[int, ...] = (8, 16, 32, 64, 128)
+    """Rows in an optimizer step: one row of the grid each."""
+    learning_rates: tuple[float, ...] = (3e-5, 5e-5, 1e-4, 3e-4)
+    """Peak learning rates: one column of the grid each."""
+    epochs: int = 4
+    """Passes over the training rows, in every cell."""
+    fresh_seeds: int = 5
+    """Trainings of the best cell with seeds that had no part in choosing it."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Arithmetic of matrix products, the same in every cell."""
+    train_limit: int | None = None
+    """Train on this many rows only."""
+    settings: tuple[str, ...] = ()
+    """More flags of finetune.py for every training, as in: layer-decay=0.9 impl=hf."""
+    parallel: int = 1
+    """Trainings at a time; they share the cores."""
+    slice_minutes: float | None = None
+    """Stop with checkpoints and exit code 75 after this many minutes; --resume goes on."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("epochs", "fresh_seeds", "train_limit", "parallel", "slice_minutes"):
+            cli.check(self, name, "above 0", lambda value: value > 0)
+        for name in ("batch_sizes", "learning_rates"):
+            cli.check(self, name, "numbers above 0", lambda v: v and min(v) > 0)
+        for text in self.settings:
+            if not text.partition("=")[2]:
+                raise UserError(f"--settings {text!r}: write name=value, as in layer-decay=0.9")
+
+
+PRESETS = {
+    "smoke": dict(batch_sizes=(8, 16), learning_rates=(1e-4, 3e-4), epochs=1, fresh_seeds=2,
+                  train_limit=32),
+    "cpu": dict(model="notes/zoo/bert-tiny"),
+    "gpu": {},
+}  # fmt: skip
+FREE = {"out", "resume", "tracker", "preset", "parallel", "slice_minutes"}
+
+
+def main(config: Config) -> None:
+    task = tasks.task(config.task)
+    name = f"{task.name.lower()}-{Path(config.model).name}-{config.preset}"
+    run = runs.Run.open(config, f"step4_finetune_glue/grid-{name}")
+    if run.finished():
+        return
+    check_unchanged(run, config)
+
+    # Every cell once, then the best one again; what is done is never done again
+    cells = [(b, r) for b in config.batch_sizes for r in config.learning_rates]
+    budget = subruns.Slice(config.slice_minutes)
+    at_once = dict(at_once=config.parallel, quiet=config.parallel > 1)
+    try:
+        todo = [(run.path / f"batch-{b}-rate-{r:g}", b, r, config.seed, 1) for b, r in cells]
+        subruns.call_all(trainings(config, todo, budget), **at_once)
+        results = {(b, r): read(folder) for folder, b, r, *_ in todo}
+        ranks_by = task.metrics[0]
+        scores = {cell: one["metrics"][ranks_by]["value"] for cell, one in results.items()}
+        best = max(scores, key=scores.get)
+        seeds = [config.seed + 1 + i for i in range(config.fresh_seeds)]
+        again = [(run.path / f"best-seed-{seed}", *best, seed, 1) for seed in seeds]
+        subruns.call_all(trainings(config, again, budget), **at_once)
+    except cli.Interrupted as stop:
+        told = f"{stop}; go on with:\n{cli.resume_command(run.path)}"
+        raise cli.Interrupted(stop.signum, told) from None
+
+    fresh = [read(folder) for folder, *_ in again]
+    honest = [one["metrics"][ranks_by]["value"] for one in fresh]
+    told = spread.of(list(scores.values()))
+    sd = float(np.std(honest, ddof=1)) if len(honest) > 1 else None
+    print(f"\n{task.name}, {config.model}, {config.epochs} epochs: {ranks_by} on dev, %")
+    print(spread.table(scores, config.batch_sizes, config.learning_rates))
+    print(f"whole grid: {', '.join(f'{k} {v:.2f}' for k, v in told.items())}")
+    after = f"{np.mean(honest):.2f}" + (f" ± {sd:.2f}" if sd is not None else "")
+    print(f"best cell: batch {best[0]}, learning rate {best[1]:g}: {scores[best]:.2f}")
+    print(f"the same with {len(seeds)} fresh seeds: {after}\n")
+    title = f"{task.name}, {config.model}: {ranks_by}, %"
+    spread.plot(scores, config.batch_sizes, config.learning_rates, honest, title, run.path)
+    every = [*results.values(), *fresh]
+    seconds, tokens = (sum(one[name] for one in every) for name in ("seconds", "tokens"))
+    run.result(
+        step="step4_finetune_glue",
+        script="grid",
+        system=f"{config.model}, batch {best[0]}, learning rate {best[1]:g}",
+        preset=config.preset,
+        dataset=fresh[0]["dataset"],
+        source=fresh[0]["source"],
+        split=fresh[0]["split"].split(" and ")[0],
+        metrics={
+            f"{ranks_by}, best cell, fresh seeds": metric(
+                float(np.mean(honest)), sd=sd, n=len(honest), unit="%"
+            )
+        }
+        | {f"{ranks_by}, grid {k}": metric(v, n=len(cells), unit="%") for k, v in told.items()},
+        cells=[{"batch_size": b, "learning_rate": r, ranks_by: v} for (b, r), v in scores.items()],
+        scores_per_seed={ranks_by: honest},
+        collapsed=sum(one["collapsed"] for one in results.values()),
+        low_resource=fresh[0]["low_resource"],
+        compare_to=[],
+        model=fresh[0]["model"],
+        tokens=tokens,
+        seconds=round(seconds, 1),
+        tokens_per_second=round(tokens / max(seconds, 1e-9)),
+        seeds=seeds,
+        config=cli.as_dict(config),
+    )
+
+
+def check_unchanged(run: runs.Run, config: Config) -> None:
+    """Raises UserError if the run was begun with other settings: its cells would be mixed."""
+    begun = json.loads((run.path / "config.json").read_text())
+    now = json.loads(json.dumps(cli.as_dict(config)))
+    for name in sorted(now.keys() - FREE):
+        if begun.get(name) != now[name]:
+            flag = f"--{name.replace('_', '-')} {begun.get(name)}"
+            raise UserError(f"{run.path} was begun with {flag}: go on so, or choose another --out")
+
+
+def trainings(config: Config, todo: list, budget: subruns.Slice) -> Iterator[list[str]]:
+    """The commands of all trainings that are not finished."""
+    for folder, batch_size, rate, seed, seeds in todo:
+        if (folder / "result.json").exists():
+            continue
+        settings = dict(task=config.task, data=config.data, model=config.model, seed=seed)
+        settings |= dict(batch_size=batch_size, micro_batch_size=min(batch_size, 32), seeds=seeds)
+        settings |= dict(learning_rate=rate, epochs=config.epochs, precision=config.precision)
+        settings |= dict(preset="gpu")  # the one that limits nothing
+        if config.train_limit:
+            settings["train_limit"] = config.train_limit
+        if minutes := budget.left():
+            settings["slice_minutes"] = minutes
+        print(f"$ finetune.py --out {folder}", flush=True)
+        flags = ["--out", folder, "--resume", *(f"--{text}" for text in config.settings)]
+        yield subruns.command_of(SCRIPT, *flags, **settings)
+
+
+def read(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text())
+
+
+if __name__ == "__main__":
+    cli.run(main, Config, PRESETS)

@@ -1,0 +1,77 @@
+"""What a seed came to, and what all seeds of a run did."""
+
+import json
+import resource
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import engine
+from common.runs import metric
+from step4_finetune_glue import metrics, prediction
+from step4_finetune_glue.tasks import Task
+
+FILE = "scores.json"  # a seed that has it is done
+
+
+def of_seed(task: Task, logits: dict, labels: dict, state: engine.State) -> dict[str, Any]:
+    """Scores on every dev set, the first one's under the metric's bare name; what it took."""
+    scores = {}
+    for split in task.dev_splits:
+        if split in logits:
+            prefix = "" if split == task.dev_splits[0] else split.removeprefix("dev_") + "_"
+            found = prediction.scores(task, logits[split], labels[split])
+            scores |= {f"{prefix}{name}": found[name] for name in task.metrics}
+    first = metrics.predictions(task, logits[task.dev_splits[0]])
+    return {
+        "scores": scores,
+        "collapsed": metrics.collapsed(first),
+        "seconds": round(state.seconds, 1),
+        "tokens": state.tokens,
+        "precision": state.precision,
+    }
+
+
+def read(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """What `of_seed` said, in each of the folders."""
+    return [json.loads((folder / FILE).read_text()) for folder in folders]
+
+
+def over_seeds(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """The part of result.json that all seeds make: means, standard deviations, collapses."""
+    each = {name: [one["scores"][name] for one in found] for name in found[0]["scores"]}
+    tokens, seconds = (sum(one[name] for one in found) for name in ("tokens", "seconds"))
+    return {
+        "metrics": {
+            name: metric(
+                float(np.mean(values)),
+                sd=float(np.std(values, ddof=1)) if len(values) > 1 else None,
+                n=len(values),
+                unit="%",
+            )
+            for name, values in each.items()
+        },
+        "scores_per_seed": each,
+        "collapsed": sum(one["collapsed"] for one in found),
+        "seconds_per_seed": [one["seconds"] for one in found],
+        "precision": found[0]["precision"],
+        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "tokens": tokens,
+        "seconds": round(seconds, 1),
+        "tokens_per_second": round(tokens / max(seconds, 1e-9)),
+    }
+
+
+def told(found: dict[str, Any]) -> str:
+    """Mean ± sd of every metric, a line each, then the seeds that learned nothing."""
+    lines = []
+    for name, value in found["metrics"].items():
+        spread = "" if value["sd"] is None else f" ± {value['sd']:.2f}"
+        each = " ".join(f"{v:.1f}" for v in found["scores_per_seed"][name])
+        lines.append(f"  {name:20} {value['value']:6.2f}{spread:8}  seeds: {each}")
+    n = len(found["seconds_per_seed"])
+    if found["collapsed"]:
+        lines.append(f"  {found['collapsed']} of {n} seeds collapsed: one answer for every row")
+    return "\n".join(lines)

@@ -1,0 +1,171 @@
+"""What finetune.py left behind, read back and scored over whole splits: one task, several seeds."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.cli import UserError
+from common.runs import metric
+from step4_finetune_glue import metrics, tasks
+from step4_finetune_glue.tasks import Rows, Task
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A directory of finetune.py: its result, and a folder with predictions for each seed."""
+
+    folder: Path
+    values: dict[str, Any]
+    task: Task
+    seeds: tuple[Path, ...]
+
+    @classmethod
+    def open(cls, folder: Path) -> "Finetuned":
+        """Raises UserError for a run that has not ended, or that finetune.py did not make."""
+        try:
+            values = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+            task, seeds = tasks.task(values["dataset"]), values["seeds"]
+        except FileNotFoundError:
+            told = "give directories that finetune.py wrote, and end broken-off runs with --resume"
+            raise UserError(f"{folder}: no result.json; {told}") from None
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{folder}/result.json: not written by finetune.py") from None
+        return cls(folder, values, task, tuple(folder / f"seed-{seed}" for seed in seeds))
+
+    @property
+    def system(self) -> str:
+        return self.values["system"]
+
+    @property
+    def label(self) -> str:
+        """The system in short: without the folders of its model, and without what is usual."""
+        model, *rest = self.system.split(", ")
+        return ", ".join(
+            [
+                model.removesuffix("/model").split("/")[-1],
+                *(r for r in rest if r != "pretrained weights"),
+            ]
+        )
+
+    @property
+    def data(self) -> str:
+        """The --data that it was trained on."""
+        return self.values.get("config", {}).get("data", "glue")
+
+    @property
+    def low_resource(self) -> bool:
+        """True where the training set is but a part of the official one."""
+        limit = self.values.get("config", {}).get("train_limit")
+        return bool(self.values.get("low_resource") or limit)
+
+    def has(self, split: str) -> bool:
+        return all((seed / f"predictions-{split}.npz").is_file() for seed in self.seeds)
+
+    def logits(self, rows: Rows) -> np.ndarray:
+        """Float32 (S, N, C), of S seeds for the rows of a split. Raises UserError for others."""
+        found = []
+        for seed in self.seeds:
+            path = (
+                seed / f"predictions-{rows.split if rows.task == self.task else rows.task.name}.npz"
+            )
+            try:
+                with np.load(path, allow_pickle=False) as arrays:
+                    found.append(arrays["logits"])
+                    labels = arrays["labels"] if rows.labels is not None else None
+            except FileNotFoundError:
+                raise UserError(f"{path}: no such file; that run did not predict it") from None
+            except (ValueError, KeyError, OSError):
+                raise UserError(f"{path}: no predictions of finetune.py, or cut off") from None
+            if found[-1].shape != (len(rows), self.task.n_classes):
+                shape = f"{found[-1].shape} logits for {len(rows):,} rows"
+                raise UserError(f"{path}: {shape}; it was made from other data (--data)")
+            if labels is not None and not np.array_equal(labels.astype(float), rows.labels):
+                raise UserError(f"{path}: its labels are not those of the data now (--data)")
+        return np.stack(found)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of S seeds on one split: S fractions x100 a metric, and those of their mean."""
+
+    rows: Rows
+    per_seed: dict[str, list[float]]
+    together: dict[str, float]
+    collapsed: int
+    predictions: np.ndarray = field(repr=False)  # (S, N)
+    likely: np.ndarray = field(repr=False)  # (N, C), or (N,) for a regression: the mean over seeds
+
+    def entries(self) -> dict[str, dict]:
+        """Mean, standard deviation and number of seeds as a result.json has them."""
+        found = {}
+        for name, values in self.per_seed.items():
+            sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            found[name] = metric(float(np.mean(values)), sd=sd, n=len(values), unit="%")
+        return found
+
+    def confusion(self) -> np.ndarray:
+        """Counts (C, C), rows the truth, columns the answers, of all seeds together."""
+        n = self.rows.task.n_classes
+        truth = np.broadcast_to(self.rows.labels, self.predictions.shape)
+        return np.bincount((truth * n + self.predictions).ravel(), minlength=n * n).reshape(n, n)
+
+    def worst(self, n: int) -> list[tuple[int, float]]:
+        """The `n` errors that the seeds' mean is surest of: row, and its probability (or miss)."""
+        if self.rows.task.kind == "regression":
+            wrong = np.abs(self.likely - self.rows.labels)
+        else:
+            wrong = np.where(self.likely.argmax(1) == self.rows.labels, 0, self.likely.max(1))
+        order = np.argsort(-wrong, kind="stable")[:n]
+        return [(int(row), float(wrong[row])) for row in order if wrong[row] > 0]
+
+
+def score(logits: np.ndarray, rows: Rows) -> Scored:
+    """Score logits (S, N, C) of S seeds on labelled rows."""
+    task = rows.task
+    said = np.stack([metrics.predictions(task, one) for one in logits])
+    per_seed = [metrics.score(task, one, rows.labels) for one in said]
+    likely = said.mean(0) if task.kind == "regression" else probabilities(logits).mean(0)
+    return Scored(
+        rows,
+        {name: [scores[name] for scores in per_seed] for name in task.metrics},
+        metrics.score(task, together(task, logits), rows.labels),
+        sum(metrics.collapsed(one) for one in said),
+        said,
+        likely,
+    )
+
+
+def together(task: Task, logits: np.ndarray) -> np.ndarray:
+    """What the seeds answer together, (N,): their mean score, or the class likeliest on average."""
+    if task.kind == "regression":
+        return np.stack([metrics.predictions(task, one) for one in logits]).mean(0)
+    return probabilities(logits).mean(0).argmax(1)
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the last axis."""
+    wide = logits.astype(np.float64)
+    grown = np.exp(wide - wide.max(-1, keepdims=True))
+    return grown / grown.sum(-1, keepdims=True)
+
+
+def find(paths: tuple[str, ...]) -> list[Finetuned]:
+    """The runs in `paths`, each a directory of finetune.py or a folder that holds such."""
+    found = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise UserError(f"{path}: no such folder of runs")
+        below = sorted({seed.parent.parent for seed in path.rglob("seed-*/predictions-*.npz")})
+        for folder in [path] if path in below or not below else below:
+            found[folder.resolve()] = Finetuned.open(folder)
+    twice = {}
+    for run in found.values():
+        if other := twice.get((run.system, run.task.name)):
+            told = f"{run.system} on {run.task.name} twice: {other.folder} and {run.folder}"
+            raise UserError(f"{told}; give --runs only one of them")
+        twice[run.system, run.task.name] = run
+    order = list(tasks.TASKS)
+    return sorted(found.values(), key=lambda run: (run.system, order.index(run.task.name)))

@@ -1,0 +1,68 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from step2_bert.tokenizer import load_tokenizer
+from step4_finetune_glue import benchmark, race, tasks
+from step4_finetune_glue.encoding import Encoded
+from tests.step4_finetune_glue import small
+
+
+def in_this_process(config, name, seed):
+    """A system measured without the start of a process, which takes longer than its steps."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # the Trainer's is not the engine's
+    try:
+        return race.measure(dataclasses.replace(config, seed=seed), name)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_systems_take_turns_and_are_scored_alike(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(benchmark, "_in_own_process", in_this_process)
+    data, bert = small.glue(tmp_path / "glue"), small.bert(tmp_path / "bert")
+    flags = ["--preset", "smoke", "--task", "RTE", "--data", data, "--model", bert]
+    flags += ["--max-seq-len", 32, "--seeds", 2, "--out", tmp_path / "race"]
+    assert small.run("benchmark", *flags) == 0
+    out = capfd.readouterr().out
+    assert out.splitlines()[-1] == f"result: {tmp_path}/race/result.json"
+    metrics = small.result(tmp_path / "race")["metrics"]
+    for system in ("ours", "trainer", "trainer-tuned"):
+        assert metrics[f"{system}/seconds"]["value"] > 0
+        assert metrics[f"{system}/memory"]["value"] > 100
+        assert 0 <= metrics[f"{system}/score"]["value"] <= 100
+    assert metrics["trainer/speed"]["value"] == 1
+    turns = json.loads((tmp_path / "race" / "turns.json").read_text())["ours"]
+    assert len(turns) == 2 and turns[0]["rows"] == 32
+    speed = [metrics[f"{name}/seconds"]["value"] for name in ("trainer", "ours")]
+    assert metrics["ours/speed"]["value"] == pytest.approx(speed[0] / speed[1], rel=0.5)
+    assert next(iter(metrics)) == "ours/speed"
+    assert (tmp_path / "race" / "curves.png").exists()
+
+
+def test_rows_of_the_trainer_are_ours_padded_to_the_maximum(tmp_path):
+    data, bert = small.glue(tmp_path / "glue"), small.bert(tmp_path / "bert")
+    rows = tasks.read(tasks.task("RTE"), "dev", str(data))
+    encoded = Encoded(load_tokenizer(bert), rows, 24)
+    padded = race.Padded(encoded, 24)
+    batch = race._stack([padded[i] for i in range(len(rows))], encoded.pad_id)
+    assert batch["input_ids"].shape == (11, 24)
+    ours = encoded.batch(range(11))
+    width = ours["input_ids"].shape[1]
+    for name in ("input_ids", "attention_mask", "token_type_ids"):
+        assert torch.equal(batch[name][:, :width], ours[name].long())
+    assert (batch["attention_mask"][:, width:] == 0).all()
+    assert torch.equal(batch["labels"], ours["labels"])
+    dynamic = race.Padded(encoded, 0)
+    assert torch.equal(race._stack([dynamic[i] for i in range(11)], 0)["input_ids"],
+                       ours["input_ids"])  # fmt: skip
+
+
+def test_a_task_without_files(tmp_path, capfd):
+    (tmp_path / "glue").mkdir()
+    given = ["--preset", "smoke", "--data", tmp_path / "glue", "--out", tmp_path / "race"]
+    assert small.run("benchmark", *given) == 2
+    line = capfd.readouterr().err
+    assert "MRPC has no train.tsv" in line and line.count("\n") == 1

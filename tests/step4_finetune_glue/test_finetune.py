@@ -1,0 +1,351 @@
+"""finetune.py as a user runs it, on a few rows: good input, and bad."""
+
+import gc
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from common import cli, engine
+from step2_bert.model import BertForSequenceClassification
+from step4_finetune_glue import classifier, metrics, outcome, tasks
+from tests.step4_finetune_glue import small
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = ["--seeds", 1, "--epochs", 2, "--batch-size", 16, "--precision", "fp32"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    handler = signal.getsignal(signal.SIGTERM)
+    torch.set_num_threads(1)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture(scope="module")
+def glue(tmp_path_factory):
+    return small.glue(tmp_path_factory.mktemp("data") / "glue")
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return small.bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture
+def flags(glue, bert, tmp_path):
+    return ["--data", glue, "--model", bert, "--out", tmp_path / "run"]
+
+
+@pytest.fixture
+def fails(capfd):
+    """Run with flags that must end with code 2 and one line; that line."""
+
+    def check(*given):
+        capfd.readouterr()
+        assert small.run("finetune", *given) == 2
+        gc.collect()
+        line = capfd.readouterr().err
+        assert line.startswith("error: ") and line.count("\n") == 1, line
+        return line
+
+    return check
+
+
+def predictions(folder, split="dev", seed=0):
+    return np.load(folder / f"seed-{seed}" / f"predictions-{split}.npz")
+
+
+@pytest.mark.parametrize("impl", ["scratch", "hf"])
+@pytest.mark.parametrize("name", ["RTE", "STS-B", "SST-2", "MNLI"])
+def test_a_task_is_trained_scored_and_predicted(name, impl, glue, flags, tmp_path, capfd):
+    given = [*flags, *TRAIN, "--task", name, "--impl", impl, "--predict-test"]
+    if name == "MNLI":  # predicts AX too
+        shutil.copytree(glue, tmp_path / "glue")
+        (tmp_path / "glue" / "AX").mkdir()
+        ax = "index\tsentence1\tsentence2\n0\tthe film\ta law\n"
+        (tmp_path / "glue" / "AX" / "diagnostic.tsv").write_text(ax)
+        given += ["--data", tmp_path / "glue"]
+    assert small.run("finetune", *given) == 0
+    task, out = tasks.task(name), tmp_path / "run"
+    assert capfd.readouterr().out.splitlines()[-1] == f"result: {out}/result.json"
+    result = small.result(out)
+    split = task.dev_splits[0]
+    found, rows = predictions(out, split), tasks.read(task, split, str(glue))
+    assert found["logits"].shape == (11, task.n_classes) and found["logits"].dtype == np.float32
+    assert (found["labels"] == rows.labels).all()
+    test = predictions(out, task.test_splits[0])
+    assert test["logits"].shape == (11, task.n_classes) and "labels" not in test
+    wanted = metrics.score(task, metrics.predictions(task, found["logits"]), found["labels"])
+    assert list(result["metrics"]) == list(task.metrics)
+    for metric, value in wanted.items():
+        assert result["metrics"][metric]["value"] == pytest.approx(value)
+        assert result["scores_per_seed"][metric] == [pytest.approx(value)]
+    assert result["dataset"] == f"glue/{name}" and result["train_rows"] == 40
+    assert len(result["seconds_per_seed"]) == 1 and result["config"]["max_steps"] == 6
+    assert not (out / "seed-0" / "checkpoints").exists()
+    if name == "MNLI":
+        assert predictions(out, "AX")["logits"].shape == (1, 3)
+        assert list(result["dev_rows"]) == ["dev_matched"]
+
+
+def test_both_dev_sets_are_scored_where_there_are_both(glue, flags, tmp_path):
+    shutil.copytree(glue / "MNLI", tmp_path / "glue" / "MNLI")
+    rows = (glue / "MNLI" / "dev_matched.tsv").read_text().splitlines()[:8]
+    (tmp_path / "glue" / "MNLI" / "dev_mismatched.tsv").write_text("\n".join(rows) + "\n")
+    given = [*flags, *TRAIN, "--task", "mnli", "--data", tmp_path / "glue"]
+    assert small.run("finetune", *given) == 0
+    result = small.result(tmp_path / "run")
+    assert list(result["metrics"]) == ["accuracy", "mismatched_accuracy"]
+    assert result["dev_rows"] == {"dev_matched": 11, "dev_mismatched": 7}
+
+
+def test_what_can_be_learned_is_learned(flags, glue, tmp_path):
+    """Sentences with one word are good, with another bad; both heads see it."""
+    for split, n in (("train", 200), ("dev", 50)):
+        lines = [f"{text} {('bad', 'good')[i % 2]}\t{i % 2}" for i, text in
+                 enumerate(t.replace("good", "").replace("bad", "")
+                           for t in small.sentences(n, n))]  # fmt: skip
+        (tmp_path / "glue" / "SST-2").mkdir(parents=True, exist_ok=True)
+        text = "\n".join(["sentence\tlabel", *lines]) + "\n"
+        (tmp_path / "glue" / "SST-2" / f"{split}.tsv").write_text(text)
+    more = ["--data", tmp_path / "glue", "--task", "SST-2", "--learning-rate", "1e-2"]
+    for pooling in ("cls", "mean"):
+        out = ["--out", tmp_path / pooling, "--pooling", pooling, "--seeds", 1, "--epochs", 8]
+        assert small.run("finetune", *flags, *more, *out, "--dropout", 0) == 0
+        assert small.result(tmp_path / pooling)["metrics"]["accuracy"]["value"] == 100
+        assert small.result(tmp_path / pooling)["collapsed"] == 0
+
+
+def test_a_seed_changes_the_head_and_the_run_and_nothing_else_does(flags, tmp_path):
+    more = [*TRAIN, "--task", "RTE", "--max-steps", 2, "--keep-models"]
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        given = [*flags, *more, "--seed", seed, "--out", tmp_path / name]
+        assert small.run("finetune", *given) == 0
+    a, b, c = (load_file(tmp_path / n / f"seed-{s}" / "model" / "model.safetensors")
+               for n, s in (("a", 3), ("b", 3), ("c", 4)))  # fmt: skip
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not torch.equal(a["classifier.weight"], c["classifier.weight"])
+    assert (a["classifier.weight"] - c["classifier.weight"]).std() > 0.01  # other draws
+    folder = tmp_path / "a" / "seed-3" / "model"
+    loaded = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    assert type(loaded).__name__ == "BertForSequenceClassification"
+    assert transformers.AutoTokenizer.from_pretrained(folder)("the film")["input_ids"]
+
+
+@pytest.mark.parametrize("impl", ["scratch", "hf"])
+def test_a_stopped_run_goes_on_where_it_was(impl, flags, tmp_path, capfd):
+    more = [*TRAIN, "--task", "RTE", "--impl", impl, "--seeds", 2, "--layer-decay", 0.9]
+    more += ["--epochs", 1]
+    more += ["--reinit-layers", 1, "--no-bias-correction"]
+    assert small.run("finetune", *flags, *more, "--out", tmp_path / "whole") == 0
+    stopped = [*flags, *more, "--slice-minutes", 1e-6, "--resume"]
+    codes = []
+    while len(codes) < 20 and codes[-1:] != [0]:
+        codes.append(small.run("finetune", *stopped))
+        gc.collect()
+    assert codes[-1] == 0 and set(codes[:-1]) == {75} and len(codes) >= 4
+    assert "go on with:\npython step4_finetune_glue/finetune.py" in capfd.readouterr().err
+    for seed in (0, 1):
+        whole, parts = (predictions(tmp_path / name, seed=seed) for name in ("whole", "run"))
+        assert (whole["logits"] == parts["logits"]).all()
+    scores = [small.result(tmp_path / name)["scores_per_seed"] for name in ("whole", "run")]
+    assert scores[0] == scores[1]
+    assert small.run("finetune", *flags, *more, "--resume") == 0  # complete: nothing is done
+    assert small.run("finetune", *flags, *more) == 2
+
+
+def test_two_processes_equal_one(flags, tmp_path):
+    more = [*TRAIN, "--task", "STS-B", "--dropout", "0", "--pooling", "mean"]
+    assert small.run("finetune", *flags, *more, "--out", tmp_path / "one") == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    script = ROOT / "step4_finetune_glue" / "finetune.py"
+    given = [*launch, script, *flags, *more, "--out", tmp_path / "two"]
+    done = subprocess.run(list(map(str, given)), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2 process(es)" in done.stdout
+    assert done.stdout.splitlines()[-1] == f"result: {tmp_path}/two/result.json"
+    one, two = (predictions(tmp_path / name) for name in ("one", "two"))
+    np.testing.assert_allclose(one["logits"], two["logits"], atol=1e-5)
+    assert (one["labels"] == two["labels"]).all()
+
+
+def test_random_weights_are_another_start(flags, tmp_path):
+    for name, more in (("trained", []), ("random", ["--random"])):
+        given = [*flags, *TRAIN, "--task", "RTE", "--max-steps", 1, "--learning-rate", 1e-9]
+        given += ["--keep-models", "--out", tmp_path / name, *more]
+        assert small.run("finetune", *given) == 0
+    trained, random = (
+        BertForSequenceClassification.load(tmp_path / name / "seed-0" / "model")
+        for name in ("trained", "random")
+    )
+    start = classifier.load(Path(flags[3]), 2)
+    same = [
+        torch.allclose(model.bert.layers[0].feed_forward.up.weight,
+                       start.bert.layers[0].feed_forward.up.weight, atol=1e-6)
+        for model in (trained, random)
+    ]  # fmt: skip
+    assert same == [True, False]
+    assert "random weights" in small.result(tmp_path / "random")["system"]
+
+
+def test_minilm_reads_the_mean_unless_told_otherwise():
+    minilm = classifier.find("minilm")
+    assert classifier.pooling_of(minilm, "auto", "scratch") == "mean"
+    assert classifier.pooling_of(minilm, "auto", "hf") == "cls"
+    assert classifier.pooling_of(minilm, "cls", "scratch") == "cls"
+    # Why: no optimizer ever touched its pooler
+    pooler = classifier.load(minilm, 2).bert.pooler
+    assert (pooler.bias == 0).all() and pooler.weight.std() < 0.01
+
+
+def test_a_collapsed_seed_is_counted(flags, tmp_path):
+    given = [*flags, *TRAIN, "--task", "RTE", "--learning-rate", 1e-9, "--dropout", 0]
+    assert small.run("finetune", *given, "--seeds", 2) == 0
+    result = small.result(tmp_path / "run")
+    counted = sum(
+        metrics.collapsed(predictions(tmp_path / "run", seed=s)["logits"].argmax(1)) for s in (0, 1)
+    )
+    assert result["collapsed"] == counted
+
+
+def test_collapse_in_an_outcome():
+    logits, state = np.tile([[1.0, 0.0]], (4, 1)), engine.State()
+    labels = {"dev": np.array([0, 1, 1, 1])}
+    facts = outcome.of_seed(tasks.task("RTE"), {"dev": logits}, labels, state)
+    assert facts["collapsed"] and facts["scores"] == {"accuracy": 25.0}
+    together = outcome.over_seeds([facts, facts | {"collapsed": False, "scores": {"accuracy": 75}}])
+    assert together["collapsed"] == 1
+    assert together["metrics"]["accuracy"]["value"] == 50
+    assert together["metrics"]["accuracy"]["sd"] == pytest.approx(50 / 2**0.5)
+    assert "1 of 2 seeds collapsed" in outcome.told(together)
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("impl", ["scratch", "hf"])
+def test_a_head_of_another_size(impl, flags, tmp_path, fails):
+    given = [*flags, *TRAIN, "--impl", impl, "--max-steps", 1]
+    more = ["--task", "MNLI", "--keep-models", "--out", tmp_path / "mnli"]
+    assert small.run("finetune", *given, *more) == 0
+    three = tmp_path / "mnli" / "seed-0" / "model"
+    line = fails(*given, "--task", "RTE", "--model", three)
+    assert "a head of 3 outputs, this task wants 2: --new-head" in line
+    more = ["--task", "RTE", "--model", three, "--new-head", "--out", tmp_path / "new"]
+    assert small.run("finetune", *given, *more) == 0
+    # One of the right size is kept
+    head = classifier.load(three, 3, impl=impl, dropout=0.0).state_dict()
+    name = next(name for name in head if name.endswith("classifier.weight"))
+    assert torch.equal(head[name], load_file(three / "model.safetensors")["classifier.weight"])
+    head = classifier.load(three, 3, impl=impl, new_head=True).state_dict()
+    assert not torch.equal(head[name], load_file(three / "model.safetensors")["classifier.weight"])
+
+
+def test_a_tokenizer_of_another_checkpoint(flags, bert, tmp_path, fails):
+    for name, vocab_size, told in (("small", 40, "knows 40 tokens"), ("large", 5000, "5,000")):
+        small.bert(tmp_path / name, vocab_size=vocab_size)
+        line = fails(*flags, "--task", "RTE", "--model", tmp_path / name)
+        assert told in line and "do not belong together" in line
+
+
+def test_missing_models(flags, bert, tmp_path, fails, monkeypatch):
+    assert "no such folder" in fails(*flags, "--task", "RTE", "--model", tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    assert "no config.json" in fails(*flags, "--task", "RTE", "--model", tmp_path / "empty")
+    shutil.copytree(bert, tmp_path / "hollow")
+    (tmp_path / "hollow" / "model.safetensors").unlink()
+    line = fails(*flags, "--task", "RTE", "--model", tmp_path / "hollow")
+    assert "no model.safetensors" in line
+
+    def offline(*args, **kwargs):
+        raise ConnectionError("no way out\nto the world")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    line = fails(*flags, "--task", "RTE", "--model", "owner/name")
+    assert "owner/name is no folder and cannot be had from the hub (no way out)" in line
+    assert "offline, give minilm or a folder" in line
+
+
+def test_a_hub_name_is_downloaded_without_anything_pickled(bert, monkeypatch):
+    asked = {}
+
+    def download(name, allow_patterns):
+        asked[name] = allow_patterns
+        return str(bert)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert classifier.find("owner/name") == bert
+    assert asked == {"owner/name": ["*.safetensors", "*.json", "*.txt"]}
+
+
+def test_another_architecture_wants_transformers(flags, bert, tmp_path, fails):
+    config = transformers.DistilBertConfig(
+        vocab_size=classifier.read_config(bert)["vocab_size"], dim=16, n_layers=2, n_heads=2,
+        hidden_dim=24, max_position_embeddings=128,
+    )  # fmt: skip
+    folder = tmp_path / "distilbert"
+    shutil.copytree(bert, folder)
+    transformers.DistilBertModel(config).save_pretrained(folder)
+    given = [*flags, *TRAIN, "--task", "RTE", "--model", folder]
+    assert "of type distilbert, ours is BERT: --impl hf" in fails(*given)
+    more = ["--impl", "hf", "--layer-decay", 0.9, "--reinit-layers", 1, "--out", tmp_path / "hf"]
+    assert small.run("finetune", *given, *more) == 0
+
+
+def test_weights_that_are_damaged(flags, bert, tmp_path, fails):
+    shutil.copytree(bert, tmp_path / "bert")
+    weights = tmp_path / "bert" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    line = fails(*flags, "--task", "RTE", "--model", tmp_path / "bert")
+    assert "truncated or damaged" in line
+    save_file({"other": torch.zeros(1)}, weights)
+    assert "lacks" in fails(*flags, "--task", "RTE", "--model", tmp_path / "bert")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--task", "IMDB"], "unknown task 'IMDB'; tasks are: CoLA"),
+        (["--task", "AX"], "--task MNLI --predict-test"),
+        (["--task", "CoLA"], "CoLA has no train.tsv"),
+        (["--epochs", 0], "--epochs 0 must be above 0"),
+        (["--seeds", 0], "--seeds 0"),
+        (["--max-seq-len", 129], "has 128 positions: --max-seq-len 128 at most"),
+        (["--max-seq-len", 3], "at least 8"),
+        (["--layer-decay", 0], "--layer-decay 0"),
+        (["--reinit-layers", 3], "the model has 2 layers"),
+        (["--train-limit", 0], "--train-limit 0"),
+        (["--pooling", "mean", "--impl", "hf"], "--pooling mean is for --impl scratch"),
+    ],
+)
+def test_flags_that_cannot_be(given, told, flags, fails):
+    assert told in fails(*flags, "--task", "RTE", *given)
+
+
+def test_a_dev_set_without_labels(flags, glue, tmp_path, fails):
+    shutil.copytree(glue / "RTE", tmp_path / "glue" / "RTE")
+    dev = tmp_path / "glue" / "RTE" / "dev.tsv"
+    bare = [line.rsplit("\t", 1)[0] for line in dev.read_text().splitlines()]
+    dev.write_text("\n".join(bare) + "\n")
+    line = fails(*flags, "--task", "RTE", "--data", tmp_path / "glue")
+    assert "no column 'label' for RTE dev" in line
+
+
+def test_the_preset_of_a_laptop_needs_no_files():
+    from step4_finetune_glue import finetune
+
+    config = cli.parse(finetune.Config, finetune.PRESETS, ["--preset", "cpu"])
+    assert (config.task, config.model) == ("rt", "minilm")
+    json.dumps(cli.as_dict(config))
+    rows = tasks.read(tasks.task(config.task), "train", config.data)
+    assert len(rows) == 6884

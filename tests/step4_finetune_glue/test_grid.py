@@ -1,0 +1,76 @@
+import gc
+import json
+import signal
+
+import pytest
+
+from step4_finetune_glue import spread
+from tests.step4_finetune_glue import small
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.mark.timeout(600)  # three processes, on a machine that may be busy
+def test_a_grid_is_shown_whole_and_its_best_cell_trained_again(tmp_path, capfd):
+    data, bert = small.glue(tmp_path / "glue"), small.bert(tmp_path / "bert")
+    flags = ["--preset", "smoke", "--task", "RTE", "--data", data, "--model", bert]
+    flags += ["--batch-sizes", 8, "--learning-rates", 1e-3, 1e-2, "--precision", "fp32"]
+    flags += ["--fresh-seeds", 1, "--out", tmp_path / "grid"]
+    assert small.run("grid", *flags, "--parallel", 2) == 0
+    out = capfd.readouterr().out
+    assert out.splitlines()[-1] == f"result: {tmp_path}/grid/result.json"
+    assert out.count("$ finetune.py") == 3
+    assert (tmp_path / "grid" / "curves.png").stat().st_size > 10_000
+
+    result = small.result(tmp_path / "grid")
+    cells = {(c["batch_size"], c["learning_rate"]): c["accuracy"] for c in result["cells"]}
+    assert set(cells) == {(8, 1e-3), (8, 1e-2)}
+    for (size, rate), score in cells.items():
+        one = small.result(tmp_path / "grid" / f"batch-{size}-rate-{rate:g}")
+        assert one["metrics"]["accuracy"]["value"] == score and one["seeds"] == [0]
+        assert (one["config"]["batch_size"], one["config"]["learning_rate"]) == (size, rate)
+    metrics = {name: value["value"] for name, value in result["metrics"].items()}
+    assert metrics["accuracy, grid max"] == max(cells.values())
+    best = max(cells, key=cells.get)
+    again = json.loads((tmp_path / "grid" / "best-seed-1" / "config.json").read_text())
+    assert (again["batch_size"], again["learning_rate"], again["seed"]) == (*best, 1)
+    fresh = small.result(tmp_path / "grid" / "best-seed-1")["metrics"]["accuracy"]["value"]
+    assert next(iter(metrics.values())) == fresh  # the score is not the maximum
+
+    # Stopped before its end it goes on, with what it was begun with, and does nothing twice
+    (tmp_path / "grid" / "result.json").unlink()
+    gc.collect()
+    assert small.run("grid", *flags, "--resume", "--learning-rates", 1e-3) == 2
+    assert "begun with --learning-rates" in capfd.readouterr().err
+    gc.collect()
+    assert small.run("grid", *flags, "--resume") == 0
+    assert "$ finetune.py" not in capfd.readouterr().out
+    assert small.result(tmp_path / "grid")["metrics"] == result["metrics"]
+
+
+def test_spread():
+    assert spread.of([4, 1, 2, 3, 5]) == {
+        "mean": 3, "median": 3, "min": 1, "max": 5, "lower quartile": 2, "upper quartile": 4,
+    }  # fmt: skip
+    table = spread.table({(8, 1e-4): 50.0, (8, 3e-4): 61.25}, (8,), (1e-4, 3e-4))
+    assert table.split() == ["batch", "0.0001", "0.0003", "8", "50.00", "61.25"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--epochs", 0], "--epochs 0"),
+        (["--batch-sizes", 8, 0], "--batch-sizes (8, 0)"),
+        (["--settings", "impl"], "write name=value"),
+        (["--task", "IMDB"], "unknown task"),
+    ],
+)
+def test_grids_that_cannot_be(given, told, tmp_path, capfd):
+    assert small.run("grid", *given, "--out", tmp_path / "grid") == 2
+    assert told in capfd.readouterr().err
