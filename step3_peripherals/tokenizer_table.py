@@ -1,0 +1,167 @@
+"""What compare_tokenizers.py prints, draws and keeps.
+
+`facts` are those of tokenizer_study.build by (algorithm, size); `trained` and `sampled`, the scores
+of tokenizer_lm.train, a list of seeds by (algorithm, size) and by (algorithm, sampling).
+"""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from common.runs import metric
+
+Facts = dict[tuple[str, int], dict[str, Any]]
+Scores = dict[tuple[str, Any], list[dict[str, Any]]]
+SHARES = ("unknown_tokens", "unknown_characters", "in_use", "equal")
+COLUMNS = {  # heading: of facts
+    "bytes/token": ("bytes_per_token", "{:.2f}"),
+    "fertility": ("fertility", "{:.2f}"),
+    "<unk> tokens": ("unknown_tokens", "{:.3%}"),
+    "unknown chars": ("unknown_characters", "{:.4%}"),
+    "in use": ("in_use", "{:.1%}"),
+    "training s": ("training_seconds", "{:.1f}"),
+    "ours MB/s": ("ours", "{:.2f}"),
+    "library MB/s": ("library", "{:.2f}"),
+    "equal ids": ("equal", "{:.2%}"),
+}
+
+
+def measured(facts: Facts) -> Facts:
+    """Without those that were skipped."""
+    return {key: found for key, found in facts.items() if "skipped" not in found}
+
+
+def metrics(facts: Facts, trained: Scores, sampled: Scores, unit: str) -> dict[str, dict]:
+    """The entries of result.json; `unit` is what fertility counts by, word or character."""
+    names = {  # name, unit, whether higher is better
+        "bytes_per_token": ("bytes per token", "bytes", True),
+        "fertility": (f"tokens per {unit}", "tokens", False),
+        "unknown_tokens": ("unknown tokens", "%", False),
+        "unknown_characters": ("unknown characters", "%", False),
+        "in_use": ("vocabulary in use", "%", True),
+        "training_seconds": ("training seconds", "s", False),
+        "ours": ("encoding speed", "MB/s", True),
+        "library": ("library's encoding speed", "MB/s", True),
+        "equal": ("passages encoded as by the library", "%", True),
+    }
+    entries = {}
+    for (name, size), scores in trained.items():
+        entries[f"bits per byte of {name} at {size}"] = _bits(scores)
+    for (name, sampling), scores in sampled.items():
+        entries[f"bits per byte of {name}, {sampling}"] = _bits(scores)
+    for fact, (told, measure, better) in names.items():
+        for (name, size), found in measured(facts).items():
+            value = found[fact] * (100 if fact in SHARES else 1)
+            entry = metric(value, unit=measure, higher_is_better=better)
+            entries[f"{told} of {name} at {size}"] = entry
+    return entries
+
+
+def _bits(scores: list[dict[str, Any]]) -> dict[str, Any]:
+    values = [one["bits_per_byte"] for one in scores]
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    mean = statistics.mean(values)
+    return metric(mean, sd=sd, n=len(values), unit="bits", higher_is_better=False)
+
+
+def table(facts: Facts, unit: str) -> str:
+    """A vocabulary a line."""
+    heads = {h: f"tokens/{unit}" if h == "fertility" else h for h in COLUMNS}
+    lines = [f"{'':11}{'size':>7}" + "".join(f"{head:>16}" for head in heads.values())]
+    for (name, size), found in facts.items():
+        start = f"{name:11}{size:7,}"
+        if "skipped" in found:
+            lines.append(f"{start}    skipped: {found['skipped']}")
+            continue
+        cells = (form.format(found[fact]) for fact, form in COLUMNS.values())
+        lines.append(start + "".join(f"{cell:>16}" for cell in cells))
+    return "\n".join(lines)
+
+
+def lm_table(scores: Scores) -> str:
+    """A language model a line: bits a byte, and what it has read; means over its seeds."""
+    heads = ("bits/byte", "of them lost", "tokens read", "MB read", "epochs", "TFLOP", "parameters")
+    lines = [f"{'':25}" + "".join(f"{head:>18}" for head in heads)]
+    for (name, what), several in scores.items():
+        entry = _bits(several)
+        spread = f" ± {entry['sd']:.4f}" if entry["sd"] is not None else ""
+        mean = {n: statistics.mean(one[n] for one in several) for n in several[0]}
+        cells = (
+            f"{entry['value']:.4f}{spread}",
+            f"{mean['lost_bits_per_byte']:.4f}",
+            f"{mean['tokens']:,.0f}",
+            f"{mean['bytes'] / 1e6:.2f}",
+            f"{mean['epochs']:.2f}",
+            f"{mean['teraflops']:.3f}",
+            f"{mean['parameters']:,.0f}",
+        )
+        what = f"{what:,}" if isinstance(what, int) else what
+        lines.append(f"{name:11}{what:>14}" + "".join(f"{cell:>18}" for cell in cells))
+    return "\n".join(lines)
+
+
+def target(facts: Facts, gain: float) -> tuple[str, bool]:
+    """Each vocabulary encodes as the library, and tokens grow with it; whether it is so."""
+    facts = measured(facts)
+    equal = min(found["equal"] for found in facts.values())
+    grown = []
+    for name in {name for name, _ in facts}:
+        lengths = [found["bytes_per_token"] for (other, _), found in facts.items() if other == name]
+        grown += [lengths[-1] / lengths[0]] if len(lengths) > 1 else []
+    told = f"{equal:.2%} of passages encoded as by the library (100 %)"
+    if grown:
+        told += f"; the largest have tokens {min(grown):.2f} times as long (>= {gain})"
+    return told, equal == 1 and min(grown, default=gain) >= gain
+
+
+def plot(facts: Facts, trained: Scores, sampled: Scores, title: str, path: Path) -> None:
+    """Bytes a token and bits a byte against the size of the vocabulary, speeds as bars, and what
+    sampling does."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter, FixedLocator, MaxNLocator, NullLocator
+
+    facts = measured(facts)
+    figure, (length, bits, speed, draws) = plt.subplots(1, 4, figsize=(17, 4.2))
+    names = list(dict.fromkeys(name for name, _ in facts))
+    for i, name in enumerate(names):
+        style = dict(label=name, color=f"C{i}", marker="o", markersize=4)
+        sizes = [size for other, size in facts if other == name]
+        length.plot(sizes, [facts[name, size]["bytes_per_token"] for size in sizes], **style)
+        sizes = [size for other, size in trained if other == name]
+        entries = [_bits(trained[name, size]) for size in sizes]
+        values, sds = [e["value"] for e in entries], [e["sd"] or 0 for e in entries]
+        bits.errorbar(sizes, values, yerr=sds, capsize=3, **style)
+        largest = facts[name, max(size for other, size in facts if other == name)]
+        for j, whose in enumerate(("ours", "library")):
+            bar = dict(color=f"C{i}", alpha=1 - 0.55 * j, hatch="//" if j else None)
+            bars = speed.bar(i + 0.4 * j, largest[whose], 0.38, **bar)
+            speed.bar_label(bars, fmt="%.1f", fontsize=7)
+    all_sizes = sorted({size for _, size in facts})
+    for axis in (length, bits):
+        axis.set(xscale="log", xlabel="size of the vocabulary")
+        axis.xaxis.set_major_locator(FixedLocator(all_sizes))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_major_formatter(EngFormatter(sep=" ", places=0))
+        axis.legend(fontsize=8)
+    length.set(title="bytes a token")
+    bits.set(title="bits a byte at equal FLOPs (lower is better)")
+    speed.set(title="encoding, MB/s: ours, library's (hatched)", yscale="log")
+    speed.set_xticks([i + 0.2 for i in range(len(names))], names)
+    for y, ((name, _), scores) in enumerate(sampled.items()):
+        entry = _bits(scores)
+        color = f"C{names.index(name)}"
+        draws.errorbar(entry["value"], -y, xerr=entry["sd"] or 0, fmt="o", capsize=3, color=color)
+    ticks = [f"{name}\n{sampling}" for name, sampling in sampled]
+    draws.set_yticks([-y for y in range(len(sampled))], ticks, fontsize=8)
+    draws.margins(y=0.2)
+    draws.xaxis.set_major_locator(MaxNLocator(4))
+    draws.set(title="segmentations drawn anew: bits a byte")
+    for axis in (length, bits, speed, draws):
+        axis.grid(alpha=0.3)
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

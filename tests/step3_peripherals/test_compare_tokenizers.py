@@ -1,0 +1,246 @@
+"""compare_tokenizers.py on a few short documents, and what it counts."""
+
+import gc
+import json
+import math
+import random
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common import cli, engine, runs
+from step3_peripherals import (
+    compare_tokenizers,
+    tokenizer_lm,
+    tokenizer_study,
+    tokenizer_table,
+)
+from step3_peripherals.language_model import LanguageModel, LanguageModelConfig
+from step3_peripherals.tokenizer_study import ALGORITHMS, Text
+from step3_peripherals.vocabulary.byte_level import ByteLevelBPE
+
+SMALL = ["--preset", "smoke", "--data", "corpus.jsonl", "--sizes", 60, 320, "--lm-sizes", 320,
+         "--sampling-size", 60, "--teraflops", 1e-4]  # fmt: skip
+PARTS = ["con", "gress", "na", "tion", "sta", "te", "un", "ion", "ye", "ar", "law", "ful"]
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """A working directory with 40 documents in it; two of them, held out, have signs of their own.
+    One thread."""
+    handler, rng = signal.getsignal(signal.SIGTERM), random.Random(0)
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+    with open("corpus.jsonl", "w") as file:
+        for i in range(1, 41):
+            words = ["".join(rng.choices(PARTS, k=rng.randint(1, 4))) for _ in range(200)]
+            text = " ".join(words) + (
+                ". con  §law€.\nA nation" if i % 20 == 0 else ", 'so'.\nAnd so"
+            )
+            file.write(json.dumps({"text": text}) + "\n")
+    yield tmp_path
+    signal.signal(signal.SIGTERM, handler)
+
+
+def text(train, heldout, by_character=False):
+    return Text(train, heldout, by_character, {})
+
+
+def call(*flags):
+    """Run the script in this process; its exit code."""
+    script = compare_tokenizers
+    before, sys.argv = sys.argv, [f"step3_peripherals/{script.__name__}.py", *map(str, flags)]
+    try:
+        cli.run(script.main, script.Config, script.PRESETS)
+    except SystemExit as stop:
+        return stop.code
+    finally:
+        sys.argv = before
+        gc.collect()
+    return 0
+
+
+def read(path):
+    return json.loads(Path(path).read_text())
+
+
+def test_a_comparison_is_made_once_and_told_whole(capsys, monkeypatch):
+    three = [*SMALL, "--sizes", 60, "--lm-sizes", 60, "--out", "run"]
+    three += ["--algorithms", "bpe", "byte-level", "wordpiece"]
+    assert call(*three, "--seeds", 2) == 0
+    told = capsys.readouterr().out
+    assert "byte-level      60    skipped: a vocabulary of 60 is too small" in told
+    assert "target " in told and told.endswith("result: run/result.json\n")
+    assert Path("run/curves.png").stat().st_size > 20_000
+
+    found = read("run/result.json")
+    assert str(Path.cwd()) not in Path("run/result.json").read_text()
+    assert list(found["skipped"]) == ["byte-level at 60"]
+    metrics, trained = found["metrics"], found["trainings"]
+    scored = {name for name in metrics if name.startswith("bits per byte")}
+    assert scored == {
+        *(f"bits per byte of {name} at 60" for name in ("bpe", "wordpiece")),
+        *(f"bits per byte of bpe, {sampling}" for sampling in ("plain", "dropout 0.1")),
+    }
+    for name in scored:
+        training = name.removeprefix("bits per byte of ").replace(",", "").replace(" at", "")
+        values = [one["bits_per_byte"] for one in trained[training]]
+        assert len(values) == metrics[name]["n"] == 2
+        assert metrics[name]["value"] == pytest.approx(np.mean(values))
+        assert metrics[name]["sd"] == pytest.approx(np.std(values, ddof=1)) and values[0] < 8
+    assert all(one["teraflops"] == pytest.approx(1e-4, rel=0.3)
+               for several in trained.values() for one in several)  # fmt: skip
+    assert metrics["unknown tokens of bpe at 60"]["value"] > 0
+
+    # What is done is not done again; another seed is added
+    Path("run/result.json").unlink()
+    monkeypatch.setattr(tokenizer_study, "measure", None)
+    monkeypatch.setattr(engine, "train", None)
+    assert call(*three, "--seeds", 2, "--resume") == 0
+    assert read("run/result.json")["metrics"] == metrics
+    Path("run/result.json").unlink()
+    assert call(*three, "--dropout", 0.5, "--resume") == 2
+    assert "was begun with --dropout 0.1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_facts_by_hand(name, tmp_path):
+    """Passages that the library encodes alike; the counts are of what it says."""
+    study = tokenizer_study.read("corpus.jsonl", None, 20)
+    found = tokenizer_study.build(name, 320, study, tmp_path / "v", 1)
+    encode = ALGORITHMS[name].library(tmp_path / "v")
+    ids = [i for passage in study.heldout for i in encode(passage)]
+    n_bytes = len("".join(study.heldout).encode())
+    assert found["equal"] == 1 and found["tokens"] == len(ids)
+    assert found["bytes_per_token"] == pytest.approx(n_bytes / len(ids))
+    assert found["fertility"] == pytest.approx(len(ids) / len(" ".join(study.heldout).split()))
+    assert found["in_use"] == pytest.approx(len(set(ids)) / found["vocab_size"])
+    # Both held-out documents have § and €, 2 and 3 bytes in UTF-8
+    unknown = {"byte-level": [], "wordpiece": ["§", "law€"]}.get(name, ["§", "€"])
+    assert found["unknown_bits"] == 2 * sum(8 * (len(part.encode()) + 1) for part in unknown)
+    assert found["unknown_tokens"] == pytest.approx(2 * len(unknown) / len(ids))
+    n_characters = sum(map(len, study.heldout))
+    assert found["unknown_characters"] == pytest.approx(2 * len("".join(unknown)) / n_characters)
+
+
+def test_text_is_tidied_and_cut_in_whole_paragraphs():
+    paragraphs = ["a \t b\u200b\x07c▁d ", "x" * 1995, "\x00", "last\u00a0line"]
+    found = list(tokenizer_study.passages(paragraphs))
+    assert found == ["a bc_d\n" + "x" * 1995, "last line"]
+
+
+def test_chinese_is_counted_by_characters():
+    Path("zh.txt").write_text("\n\n".join(["我们 今天\n2026年。", "你好，世界 hi"] * 2))
+    study = tokenizer_study.read("zh.txt", None, 2)
+    assert study.by_character and study.n_words == 2 * 7
+    assert not tokenizer_study.read("corpus.jsonl", None, 20).by_character
+
+
+@pytest.mark.parametrize("every", [1, 41])
+def test_both_splits_must_have_documents(every):
+    with pytest.raises(cli.UserError, match="too few documents"):
+        tokenizer_study.read("corpus.jsonl", None, every)
+
+
+def test_gaps_and_words_are_the_whole_text():
+    passage = "It's so,\n(he said) 我们。 no"
+    gaps = list(tokenizer_study._gaps(passage))
+    assert [gap for _, _, gap in gaps] == ["", "", " ", "", "\n", "", " ", "", " ", "", "", " "]
+    assert gaps[0] == ("t", "'", "") and gaps[4] == (",", "(", "\n")
+
+
+def test_gap_bits_are_those_of_add_one_estimates():
+    study = text(["a b", "a b", "a\nb"], ["a b", "b a"])
+    seen = math.log2((3 + 3) / (2 + 1))  # a to b: twice a space of three times
+    assert tokenizer_study.gap_bits(study) == pytest.approx(seen + math.log2(3))
+
+
+def test_flops_are_those_of_the_formula():
+    model = LanguageModel(LanguageModelConfig(vocab_size=50, d_model=32, n_layers=2, d_ff=128))
+    matrices = 50 * 32 + 2 * (4 * 32 * 32 + 2 * 32 * 128)
+    assert tokenizer_lm.flops_per_token(model) == 6 * matrices + 12 * 2 * 128 * 32
+
+
+@pytest.fixture
+def tokenizer():
+    return ByteLevelBPE.train(["one two", "two three"], 260)
+
+
+def test_a_stream_has_every_passage_once_a_round_in_new_orders(tokenizer):
+    passages = [f"passage {i}" for i in range(20)]
+    n = sum(len(tokenizer.encode(p)) + 1 for p in passages)
+    ids, n_bytes = tokenizer_lm._stream(tokenizer, passages, 260, 2 * n, 0, {})
+    assert len(ids) == 2 * n and n_bytes == 2 * sum(map(len, passages))
+    rounds = [tokenizer.decode([i if i < 260 else 10 for i in part]) for part in np.split(ids, 2)]
+    rounds = [[line for line in told.split(tokenizer.decode([10])) if line] for told in rounds]
+    assert Counter(rounds[0]) == Counter(rounds[1]) == Counter(passages)
+    assert rounds[0] != rounds[1]
+    ids, n_bytes = tokenizer_lm._stream(tokenizer, ["abcdefgh"], 260, 5, 0, {})
+    assert list(ids) == [260, *tokenizer.encode("abcd")] and n_bytes == round(8 * 5 / 9)
+
+
+def test_sampling_cuts_the_same_text_anew_each_time(tokenizer):
+    ids, _ = tokenizer_lm._stream(tokenizer, ["two two two"], 260, 40, 0, {"dropout": 0.5})
+    rounds = "".join(chr(i) for i in ids).split(chr(260))[1:-1]
+    assert len(set(rounds)) > 1
+    assert {tokenizer.decode(map(ord, told)) for told in rounds} == {"two two two"}
+    again, _ = tokenizer_lm._stream(tokenizer, ["two two two"], 260, 40, 0, {"dropout": 0.5})
+    assert np.array_equal(ids, again)
+
+
+def test_a_part_of_the_text_is_drawn_by_seed():
+    passages = [f"{i:05}" for i in range(100)]
+    some = tokenizer_lm._first(passages, 24, 0)
+    assert len(some) == 5 and set(some) < set(passages)
+    assert some == tokenizer_lm._first(passages, 24, 0) != tokenizer_lm._first(passages, 24, 1)
+    assert tokenizer_lm._first(passages, None, 0) == passages
+    assert len(tokenizer_lm._first(passages, 10**6, 0)) == 100
+
+
+def test_what_is_lost_is_added_to_the_score(tokenizer):
+    study = text(["one two three"] * 9, ["three two one"])
+    scores = []
+    for lost in (0.0, 26.0):
+        config = tokenizer_lm.LMConfig(out=f"lm-{lost}", teraflops=1e-5, d_model=32, n_layers=1,
+                                       batch_size=2, precision="fp32")  # fmt: skip
+        accelerator = engine.accelerator(config)
+        scores.append(
+            tokenizer_lm.train(config, accelerator, tokenizer, study, options={}, lost_bits=lost)
+        )
+    assert scores[1]["bits_per_byte"] - scores[0]["bits_per_byte"] == pytest.approx(2)
+    assert scores[1]["lost_bits_per_byte"] == 2 and scores[0]["lost_bits_per_byte"] == 0
+    events = runs.Run(Path("lm-0.0")).metrics()
+    assert events[-1]["step"] == scores[0]["steps"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--algorithms", "bytes"], "no algorithm 'bytes'; there are: bpe, byte-level"),
+        (["--sizes", 0], "--sizes 0 must be above 0"),
+        (["--dropout", 1.5], "--dropout 1.5 must be between 0 and 1"),
+        (["--d-model", 48], "--d-model 48 must be a multiple of 32"),
+        (["--data", "nowhere.txt"], "no such file"),
+        (["--sizes", 9, "--lm-sizes", 9, "--sampling-size", 0], "no vocabulary"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(flags, told, capsys):
+    assert call(*SMALL, "--out", "run", *flags) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and told in error
+
+
+def test_the_target():
+    def facts(equal, length):
+        return {"equal": equal, "bytes_per_token": length}
+
+    grown = {("bpe", 1): facts(1.0, 2.0), ("bpe", 2): facts(1.0, 3.0)}
+    skipped = {("bpe", 0): {"skipped": "why"}}
+    assert tokenizer_table.target(skipped | grown, 1.25)[1]
+    assert not tokenizer_table.target(grown, 1.6)[1]
+    assert not tokenizer_table.target(grown | {("bpe", 1): facts(0.99, 2.0)}, 1.25)[1]
