@@ -11,6 +11,7 @@ a process of its own; systems take turns. Speed is worth nothing at a lower scor
 import dataclasses
 import json
 import re
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 from common import cli, runs
 from common.cli import UserError
 from common.runs import metric
-from step4_finetune_glue import classifier, race, tasks
+from step4_finetune_glue import classifier, race, tasks, unchanged
 
 PRESETS = {
     "smoke": dict(train_limit=32, epochs=1, seeds=1),
@@ -42,12 +43,19 @@ def main(config: race.Config) -> None:
         return
 
     # Systems take turns, so that a slow minute of the machine falls on all of them
+    unchanged.check(run.path, cli.as_dict(config))
+    turns, seeds = run.path / "turns.json", list(range(config.seed, config.seed + config.seeds))
     found: dict[str, list[dict]] = {name: [] for name in race.SYSTEMS}
-    seeds = list(range(config.seed, config.seed + config.seeds))
-    for seed in seeds:
-        for name in race.SYSTEMS:
-            found[name].append(_in_own_process(config, name, seed))
-    runs.write_json(run.path / "turns.json", found)
+    found |= json.loads(turns.read_text()) if turns.exists() else {}
+    try:
+        for i, seed in enumerate(seeds):
+            for name in race.SYSTEMS:
+                if len(found[name]) == i:
+                    found[name].append(_in_own_process(config, name, seed))
+                    runs.write_json(turns, found)
+    except (KeyboardInterrupt, cli.Interrupted) as stop:
+        told = f"stopped at seed {seed}; go on with:\n{cli.resume_command(run.path)}"
+        raise cli.Interrupted(getattr(stop, "signum", signal.SIGINT), told) from None
 
     first = task.metrics[0]
     rows = {name: _summary(turns, found[BASELINE], first) for name, turns in found.items()}
@@ -68,7 +76,7 @@ def main(config: race.Config) -> None:
         script="benchmark",
         system=f"our fine-tuning against transformers.Trainer, {config.model}",
         preset=config.preset,
-        dataset=f"glue/{task.name}",
+        dataset=task.name if task.name == "rt" else f"glue/{task.name}",
         split="dev",
         metrics={
             f"{name}/{kind}": row[kind]

@@ -26,7 +26,10 @@ from step4_finetune_glue.recipe import reinitialise
 
 HEADS = ("classifier.weight", "classifier.out_proj.weight")
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
+DROPOUTS = (  # as the architectures call it; None stands for another of them
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"),
+    *("classifier_dropout", "classifier_dropout_prob", "seq_classif_dropout"),
+)
 WANTED = ("*.safetensors", "*.json", "*.txt")  # nothing that would have to be unpickled
 SPARE = 1024  # embeddings beyond the vocabulary that a checkpoint may have, to round its size
 
@@ -37,6 +40,9 @@ class MeanPooledBert(BertForSequenceClassification):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.bert.pooler.requires_grad_(False)
+
+    def hf_config(self) -> dict:
+        return super().hf_config() | {"pooling": "mean"}  # or its head would be put on [CLS]
 
     def forward(
         self,
@@ -133,12 +139,14 @@ def tokenizer_of(folder: Path, max_seq_len: int) -> Tokenizer:
 
 
 def pooling_of(folder: Path, pooling: str, impl: str) -> str:
-    """What `auto` means for a checkpoint: its own mean if it is a sentence-transformer."""
+    """What `auto` means for a checkpoint: the mean if it is a sentence-transformer, or was
+    fine-tuned so."""
     if pooling == "mean" and impl == "hf":
         raise UserError("--pooling mean is for --impl scratch; transformers' models read [CLS]")
     if pooling != "auto":
         return pooling
-    return "mean" if impl == "scratch" and (folder / "modules.json").is_file() else "cls"
+    mean = (folder / "modules.json").is_file() or read_config(folder).get("pooling") == "mean"
+    return "mean" if impl == "scratch" and mean else "cls"
 
 
 def saved_outputs(folder: Path) -> int | None:
@@ -164,12 +172,14 @@ def load(
     reinit_layers: int = 0,
     random: bool = False,
     new_head: bool = False,
+    labels: tuple[str, ...] = (),
 ) -> nn.Module:
     """The checkpoint's encoder under a head of `n_outputs`, one for regression.
 
     A head that the checkpoint has is kept, unless `new_head`. `random` keeps only its shape.
     Everything fresh is drawn from torch's generator, so that a seed decides it.
-    Raises UserError for a head of another size, or another architecture than BERT for ours.
+    Raises UserError for a head of another size, with the `labels` in another order, or that read
+    other states than it would now, and for another architecture than BERT for ours.
     """
     raw, had = read_config(folder), saved_outputs(folder)
     kind = raw.get("model_type", "bert")
@@ -180,20 +190,40 @@ def load(
             f"{folder} has a head of {had} output{'s' * (had > 1)}, this task wants {n_outputs}: "
             "--new-head keeps its encoder and starts the head afresh"
         )
-    new_head = new_head or had != n_outputs
+    new_head = new_head or random or had != n_outputs
+    if not new_head:
+        _check_head(folder, raw, labels, pooling)
     if impl == "hf":
         model = _load_hf(folder, n_outputs, dropout, random, new_head)
     else:
         model = _load_ours(folder, n_outputs, pooling, dropout, random, new_head)
     reinitialise(model, reinit_layers, raw.get("initializer_range", 0.02))
+    model.kept_head = not new_head
     return model.train()
 
 
 def told(model: nn.Module) -> str:
-    """What the head reads, and which parts the checkpoint did not have."""
+    """What the head reads, whether it is the checkpoint's, and what else that did not have."""
     read = "the mean of all states" if isinstance(model, MeanPooledBert) else "[CLS]"
     fresh = getattr(model, "fresh_parts", ())
-    return f"the head reads {read}" + (f"; fresh: {', '.join(fresh)}" if fresh else "")
+    kept = "; it is the checkpoint's own (--new-head starts afresh)" * model.kept_head
+    return f"the head reads {read}{kept}" + (f"; fresh: {', '.join(fresh)}" if fresh else "")
+
+
+def _check_head(folder: Path, raw: dict, labels: tuple[str, ...], pooling: str) -> None:
+    """That a head which is kept reads what it was trained on, and names the classes as we do."""
+    trained = raw.get("pooling", "cls")
+    if pooling != trained:
+        raise UserError(
+            f"the head of {folder} reads {trained} pooling, not {pooling}: leave --pooling and "
+            "--impl as they are by default, or start it afresh with --new-head"
+        )
+    named = [str(name).lower() for _, name in sorted((raw.get("id2label") or {}).items())]
+    if sorted(named) == sorted(labels) and named != list(labels):
+        raise UserError(
+            f"the head of {folder} has its classes in the order {', '.join(named)}, the task "
+            f"{', '.join(labels)}: --new-head keeps its encoder and starts the head afresh"
+        )
 
 
 def _load_ours(folder, n_outputs, pooling, dropout, random, new_head) -> nn.Module:

@@ -14,7 +14,7 @@ after the last epoch, and the mean over seeds: the best epoch or seed on dev is 
 from pathlib import Path
 
 from common import cli, data, engine, runs, subruns
-from step4_finetune_glue import classifier, outcome, tasks
+from step4_finetune_glue import classifier, outcome, tasks, unchanged
 from step4_finetune_glue.training import Config, Data, Trial
 
 PRESETS = {
@@ -22,6 +22,8 @@ PRESETS = {
     "cpu": dict(seeds=3, epochs=3, train_limit=8000),  # target: rt, minilm, dev accuracy 83 %
     "gpu": {},
 }
+
+FREE = {"seeds", "save_minutes", "log_every"}
 
 
 def main(config: Config) -> None:
@@ -39,8 +41,12 @@ def main(config: Config) -> None:
     rows = Data.read(task, config)
     if main_process:
         data.record(whole.path, rows.train.source)
+        now = cli.as_dict(config) | {"source": rows.train.source}
+        unchanged.check(whole.path, now, FREE)
         print(rows.told(), flush=True)
     trial = Trial.of(task, config, rows, checkpoint, tokenizer)
+    if main_process and len(trial.train) < len(rows.train):
+        print(f"training on {len(trial.train):,} of them, drawn at random (--train-limit)")
 
     # Train, score and predict, once a seed; a seed that has its scores is never done again
     seeds = range(config.seed, config.seed + config.seeds)
@@ -60,7 +66,9 @@ def main(config: Config) -> None:
     together = outcome.over_seeds(every)
     start = "random" if config.random else "pretrained"
     kind = "" if config.impl == "scratch" else "transformers' "
-    system = f"{kind}{config.model.rstrip('/')}, {start} weights, {trial.config.pooling} pooling"
+    model = config.model.rstrip("/")
+    named = (f"{kind}{model}", f"{start} weights", f"{trial.config.pooling} pooling")
+    system = ", ".join([*named, *config.recipe()])
     print(f"\n{task.name}, {system}, %")
     print(outcome.told(together) + "\n")
     curves = {f"seed {seed}": runs.Run(folder).metrics() for seed, folder in folders.items()}
@@ -74,7 +82,7 @@ def main(config: Config) -> None:
         source=rows.train.source,
         split=" and ".join(rows.dev),
         **together,
-        low_resource=rows.train.low_resource,
+        low_resource=trial.low_resource,
         compare_to=[],
         model={"name": config.model, "parameters": every[0]["parameters"]},
         train_rows=len(trial.train),

@@ -18,7 +18,7 @@ import numpy as np
 from common import cli, runs, subruns
 from common.cli import UserError
 from common.runs import metric
-from step4_finetune_glue import spread, tasks
+from step4_finetune_glue import spread, tasks, unchanged
 
 SCRIPT = Path(__file__).resolve().parent / "finetune.py"
 
@@ -67,7 +67,6 @@ PRESETS = {
     "cpu": dict(model="notes/zoo/bert-tiny"),
     "gpu": {},
 }  # fmt: skip
-FREE = {"out", "resume", "tracker", "preset", "parallel", "slice_minutes"}
 
 
 def main(config: Config) -> None:
@@ -76,7 +75,7 @@ def main(config: Config) -> None:
     run = runs.Run.open(config, f"step4_finetune_glue/grid-{name}")
     if run.finished():
         return
-    check_unchanged(run, config)
+    unchanged.check(run.path, cli.as_dict(config), free={"parallel"})
 
     # Every cell once, then the best one again; what is done is never done again
     cells = [(b, r) for b in config.batch_sizes for r in config.learning_rates]
@@ -136,16 +135,6 @@ def main(config: Config) -> None:
         seeds=seeds,
         config=cli.as_dict(config),
     )
-
-
-def check_unchanged(run: runs.Run, config: Config) -> None:
-    """Raises UserError if the run was begun with other settings: its cells would be mixed."""
-    begun = json.loads((run.path / "config.json").read_text())
-    now = json.loads(json.dumps(cli.as_dict(config)))
-    for name in sorted(now.keys() - FREE):
-        if begun.get(name) != now[name]:
-            flag = f"--{name.replace('_', '-')} {begun.get(name)}"
-            raise UserError(f"{run.path} was begun with {flag}: go on so, or choose another --out")
 
 
 def trainings(config: Config, todo: list, budget: subruns.Slice) -> Iterator[list[str]]:

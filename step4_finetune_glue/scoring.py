@@ -1,6 +1,7 @@
 """What finetune.py left behind, read back and scored over whole splits: one task, several seeds."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,12 @@ class Finetuned:
     @property
     def label(self) -> str:
         """The system in short: without the folders of its model, and without what is usual."""
+        usual = ("pretrained weights", "cls pooling")
         model, *rest = self.system.split(", ")
         return ", ".join(
             [
                 model.removesuffix("/model").split("/")[-1],
-                *(r for r in rest if r != "pretrained weights"),
+                *(r for r in rest if r not in usual),
             ]
         )
 
@@ -58,8 +60,7 @@ class Finetuned:
     @property
     def low_resource(self) -> bool:
         """True where the training set is but a part of the official one."""
-        limit = self.values.get("config", {}).get("train_limit")
-        return bool(self.values.get("low_resource") or limit)
+        return bool(self.values.get("low_resource"))
 
     def has(self, split: str) -> bool:
         return all((seed / f"predictions-{split}.npz").is_file() for seed in self.seeds)
@@ -158,8 +159,11 @@ def find(paths: tuple[str, ...]) -> list[Finetuned]:
     for path in map(Path, paths):
         if not path.is_dir():
             raise UserError(f"{path}: no such folder of runs")
-        below = sorted({seed.parent.parent for seed in path.rglob("seed-*/predictions-*.npz")})
-        for folder in [path] if path in below or not below else below:
+        below = list(_runs(path, path))
+        ended = [folder for folder in below if (folder / "result.json").exists()]
+        for folder in set(below) - {path, *ended}:
+            print(f"left out, because it has not ended: {folder}")
+        for folder in ended or [path]:
             found[folder.resolve()] = Finetuned.open(folder)
     twice = {}
     for run in found.values():
@@ -169,3 +173,12 @@ def find(paths: tuple[str, ...]) -> list[Finetuned]:
         twice[run.system, run.task.name] = run
     order = list(tasks.TASKS)
     return sorted(found.values(), key=lambda run: (run.system, order.index(run.task.name)))
+
+
+def _runs(folder: Path, top: Path) -> Iterator[Path]:
+    """Runs of finetune.py in a folder, but not those that a run of another script is made of."""
+    if any(folder.glob("seed-*/predictions-*.npz")):
+        yield folder
+    elif folder == top or not (folder / "config.json").is_file():
+        for below in sorted(part for part in folder.iterdir() if part.is_dir()):
+            yield from _runs(below, top)

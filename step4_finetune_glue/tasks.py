@@ -261,6 +261,8 @@ def _file_rows(task: Task, source: sources.Source) -> Iterator[formats.Row]:
             columns = [cell.strip().lower() for cell in cells]
             headless = task.name == "CoLA" and "sentence" not in columns and len(cells) == 4
             _check_header(where, task, source.split, COLA_COLUMNS if headless else columns)
+            if dev_ids and not {"#1 id", "#2 id"} <= set(columns):
+                raise UserError(f"{where}: no columns '#1 ID' and '#2 ID' to part train and dev")
             if not headless:
                 continue
             columns = list(COLA_COLUMNS)

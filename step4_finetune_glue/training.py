@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -60,6 +61,10 @@ class Config(engine.TrainConfig):
     """Predict the test sets too, and AX after MNLI."""
     keep_models: bool = False
     """Keep each seed's model, in seed-N/model."""
+    max_steps: int | None = None
+    """Optimizer steps to train; default: as many as the epochs have."""
+    eval_every: int | None = None
+    """Optimizer steps between evaluations on the dev set; default: an epoch."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -68,6 +73,26 @@ class Config(engine.TrainConfig):
         cli.check(self, "layer_decay", "above 0, at most 1", lambda value: 0 < value <= 1)
         cli.check(self, "reinit_layers", "0 or more", lambda value: value >= 0)
         cli.check(self, "dropout", "from 0 to below 1", lambda value: 0 <= value < 1)
+        if self.optimizer != "adamw" and (self.layer_decay != 1 or not self.bias_correction):
+            raise UserError("--layer-decay and --no-bias-correction are for --optimizer adamw")
+
+    def recipe(self) -> list[str]:
+        """The settings that are not the default and decide what is learned: `layer-decay 0.9`."""
+        told = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in NO_RECIPE and value != field.default:
+                name = field.name.replace("_", "-")
+                switch = {True: name, False: f"no {name}"} if isinstance(value, bool) else {}
+                told.append(switch.get(value, f"{name} {value}"))
+        return told
+
+
+NO_RECIPE = {  # what is the same recipe whatever they say, or named already
+    *("preset", "data", "out", "seed", "resume", "tracker", "task", "model", "impl", "pooling"),
+    *("random", "seeds", "micro_batch_size", "slice_minutes", "compile", "eval_every"),
+    *("log_every", "save_minutes", "predict_test", "keep_models"),
+}
 
 
 @dataclass
@@ -84,17 +109,27 @@ class Data:
         if not task.train_rows:
             raise UserError(f"{task.name} has nothing to train on: --task MNLI --predict-test")
         train = tasks.read(task, "train", config.data)
-        wanted = task.test_splits if config.predict_test else ()
-        dev, test = (
-            {
-                split: tasks.read(task, split, config.data)
-                for split in tasks.found(task, splits, config.data)
-            }
-            for splits in (task.dev_splits, wanted)
-        )
-        if test and task.name == "MNLI":
-            test["AX"] = tasks.read(tasks.task("AX"), "test", config.data)
+        first, *others = task.dev_splits
+        dev = {first: tasks.read(task, first, config.data)}
+        dev |= cls._there(task, others, config.data)
+        if not config.predict_test:
+            return cls(train, dev, {})
+        test = cls._there(task, task.test_splits, config.data)
+        if task.name == "MNLI":
+            ax = cls._there(tasks.task("AX"), ("test",), config.data)
+            test |= {"AX": ax["test"]} if ax else {}
+        if not test:
+            tasks.read(task, task.test_splits[0], config.data)  # says how to get it
         return cls(train, dev, test)
+
+    @staticmethod
+    def _there(task: Task, splits: Iterable[str], data: str) -> dict[str, Rows]:
+        """Those of `splits` that there are files for."""
+        try:
+            found = tasks.found(task, tuple(splits), data)
+        except UserError:  # none of them
+            found = ()
+        return {split: tasks.read(task, split, data) for split in found}
 
     def told(self) -> str:
         return "\n".join(r.told() for r in (self.train, *self.dev.values(), *self.test.values()))
@@ -111,6 +146,8 @@ class Trial:
     train: Encoded
     held: dict[str, Encoded]
     data_key: str
+    low_resource: bool
+    """Trained on less than the official training set."""
 
     @classmethod
     def of(cls, task: Task, config: Config, data: Data, checkpoint: Path, tokenizer: Tokenizer):
@@ -131,7 +168,8 @@ class Trial:
             eval_every=config.eval_every or steps,
             pooling=classifier.pooling_of(checkpoint, config.pooling, config.impl),
         )
-        return cls(task, filled, checkpoint, train, held, rows.source["fingerprint"])
+        key, low = rows.source["fingerprint"], rows.low_resource or len(train) < len(rows)
+        return cls(task, filled, checkpoint, train, held, key, low)
 
     def run(self, seed: int, folder: Path, accelerator, minutes: float | None) -> None:
         """Train one seed in `folder`, predict all splits and write them and `outcome.FILE`.
@@ -150,6 +188,7 @@ class Trial:
             reinit_layers=config.reinit_layers,
             random=config.random,
             new_head=config.new_head,
+            labels=self.task.labels,
         )
         if main:
             runs.say(f"seed {seed}: {classifier.told(model)}")

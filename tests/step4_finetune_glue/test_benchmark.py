@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import json
 
 import pytest
@@ -66,3 +67,27 @@ def test_a_task_without_files(tmp_path, capfd):
     assert small.run("benchmark", *given) == 2
     line = capfd.readouterr().err
     assert "MRPC has no train.tsv" in line and line.count("\n") == 1
+
+
+def test_a_stopped_benchmark_takes_no_turn_twice(tmp_path, monkeypatch, capfd):
+    taken = []
+
+    def turn(config, name, seed):
+        if len(taken) == 4:
+            taken.append("stop")
+            raise KeyboardInterrupt
+        taken.append((seed, name))
+        return {"seconds_per_epoch": 1.0 + seed, "scores": {"accuracy": 50.0}, "peak_mb": 9,
+                "rows": 4, "collapsed": False}  # fmt: skip
+
+    monkeypatch.setattr(benchmark, "_in_own_process", turn)
+    flags = ["--task", "RTE", "--seeds", 2, "--out", tmp_path / "run"]
+    assert small.run("benchmark", *flags) == 130
+    assert "stopped at seed 1; go on with:\npython" in capfd.readouterr().err
+    gc.collect()
+    assert small.run("benchmark", *flags, "--resume", "--epochs", 9) == 2
+    gc.collect()
+    assert small.run("benchmark", *flags, "--resume") == 0
+    taken.remove("stop")
+    assert taken == [(seed, name) for seed in (0, 1) for name in race.SYSTEMS]
+    assert small.result(tmp_path / "run")["metrics"]["ours/seconds"]["value"] == 1.5

@@ -364,3 +364,19 @@ def test_a_submission_is_of_one_system_and_whole(tmp_path, glue, fails):
     assert "takes one system" in line and "bert-tiny" in line
     line = fails("--runs", tmp_path / "a", "--submission", zipped)
     assert "no answers for CoLA.tsv" in line and "RTE.tsv" not in line and not zipped.exists()
+
+
+def test_what_another_script_trained_or_has_not_ended_is_not_in_the_table(tmp_path, glue, capfd):
+    """A grid is a run of many: its cells are no systems, unless it is given by its own name."""
+    finetuned(tmp_path / "runs" / "rte", glue, "RTE")
+    grid = tmp_path / "runs" / "grid-rte"
+    for cell in ("batch-8", "batch-16"):
+        finetuned(grid / cell, glue, "RTE")
+    (grid / "config.json").write_text("{}")
+    broken = finetuned(tmp_path / "runs" / "wnli", glue, "WNLI")
+    (broken / "result.json").unlink()
+    found = scoring.find((str(tmp_path / "runs"),))
+    assert [run.folder.name for run in found] == ["rte"]
+    assert f"left out, because it has not ended: {broken}" in capfd.readouterr().out
+    with pytest.raises(cli.UserError, match="on RTE twice"):
+        scoring.find((str(grid),))

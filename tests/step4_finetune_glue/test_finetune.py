@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from common import cli, engine
 from step2_bert.model import BertForSequenceClassification
-from step4_finetune_glue import classifier, metrics, outcome, tasks
+from step4_finetune_glue import classifier, metrics, outcome, scoring, tasks
 from tests.step4_finetune_glue import small
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -219,10 +219,11 @@ def test_a_collapsed_seed_is_counted(flags, tmp_path):
 
 
 def test_collapse_in_an_outcome():
-    logits, state = np.tile([[1.0, 0.0]], (4, 1)), engine.State()
+    logits, state = np.tile([[1.0, 0.0]], (4, 1)), engine.State(seconds=0.04)
     labels = {"dev": np.array([0, 1, 1, 1])}
     facts = outcome.of_seed(tasks.task("RTE"), {"dev": logits}, labels, state)
     assert facts["collapsed"] and facts["scores"] == {"accuracy": 25.0}
+    assert facts["seconds"] == 0.04  # a short run's are not 0, by which the benchmark would divide
     together = outcome.over_seeds([facts, facts | {"collapsed": False, "scores": {"accuracy": 75}}])
     assert together["collapsed"] == 1
     assert together["metrics"]["accuracy"]["value"] == 50
@@ -326,6 +327,7 @@ def test_weights_that_are_damaged(flags, bert, tmp_path, fails):
         (["--reinit-layers", 3], "the model has 2 layers"),
         (["--train-limit", 0], "--train-limit 0"),
         (["--pooling", "mean", "--impl", "hf"], "--pooling mean is for --impl scratch"),
+        (["--optimizer", "muon", "--layer-decay", 0.9], "are for --optimizer adamw"),
     ],
 )
 def test_flags_that_cannot_be(given, told, flags, fails):
@@ -349,3 +351,122 @@ def test_the_preset_of_a_laptop_needs_no_files():
     json.dumps(cli.as_dict(config))
     rows = tasks.read(tasks.task(config.task), "train", config.data)
     assert len(rows) == 6884
+
+
+# --- what a run says of itself --------------------------------------------------------------------
+
+
+def test_two_recipes_have_two_names_and_one_recipe_has_one_for_every_task(flags, tmp_path):
+    named = {}
+    for name, more in {
+        "plain": ["--task", "RTE"],
+        "other-task": ["--task", "SST-2"],
+        "decay": ["--task", "RTE", "--layer-decay", 0.9, "--no-bias-correction"],
+    }.items():
+        given = [*flags, "--seeds", 1, "--max-steps", 1, *more, "--out", tmp_path / name]
+        assert small.run("finetune", *given) == 0
+        named[name] = small.result(tmp_path / name)["system"]
+    assert named["plain"] == named["other-task"] != named["decay"]
+    assert "layer-decay 0.9, no bias-correction" in named["decay"]
+    assert "pretrained weights, cls pooling, " in named["decay"]
+
+
+def test_a_part_of_the_training_set_is_low_resource_and_said_to_be(flags, tmp_path, capfd):
+    for limit, low in ((20, True), (40, False), (99, False)):
+        given = ["--task", "RTE", "--train-limit", limit, "--max-steps", 1, "--seeds", 1]
+        out = tmp_path / str(limit)
+        assert small.run("finetune", *flags, *given, "--out", out) == 0
+        assert small.result(out)["low_resource"] == low
+        assert scoring.Finetuned.open(out).low_resource == low
+        assert ("training on 20 of them, drawn at random" in capfd.readouterr().out) == low
+
+
+def test_a_run_goes_on_only_as_it_began(flags, glue, tmp_path, fails):
+    """Seed 0 has ended; with another recipe seed 1 must not be averaged with it."""
+    given = ["--task", "RTE", "--max-steps", 1, "--data", tmp_path / "glue"]
+    shutil.copytree(glue, tmp_path / "glue")
+    assert small.run("finetune", *flags, *given, "--seeds", 1) == 0
+    (tmp_path / "run" / "result.json").unlink()
+    gc.collect()
+    line = fails(*flags, *given, "--seeds", 2, "--resume", "--layer-decay", 0.5)
+    assert "was begun with --layer-decay 1.0: go on so, or choose another --out" in line
+    train = tmp_path / "glue" / "RTE" / "train.tsv"
+    whole = train.read_text()
+    train.write_text("\n".join(whole.splitlines()[:-1]) + "\n")
+    line = fails(*flags, *given, "--seeds", 2, "--resume")
+    assert "was begun with other data" in line
+    train.write_text(whole)
+    assert small.run("finetune", *flags, *given, "--seeds", 2, "--resume") == 0
+    assert small.result(tmp_path / "run")["seeds"] == [0, 1]
+
+
+def test_a_head_on_the_mean_is_never_put_on_cls(flags, tmp_path, fails):
+    given = [*flags, *TRAIN, "--task", "RTE", "--max-steps", 1]
+    more = ["--pooling", "mean", "--keep-models", "--out", tmp_path / "mean"]
+    assert small.run("finetune", *given, *more) == 0
+    saved = tmp_path / "mean" / "seed-0" / "model"
+    assert classifier.pooling_of(saved, "auto", "scratch") == "mean"
+    assert isinstance(classifier.load(saved, 2, pooling="mean"), classifier.MeanPooledBert)
+    for more in (["--pooling", "cls"], ["--impl", "hf"]):
+        line = fails(*given, "--model", saved, *more)
+        assert "reads mean pooling, not cls" in line
+    assert classifier.load(saved, 2, impl="hf", new_head=True).kept_head is False
+
+
+def test_a_head_with_its_classes_in_another_order_is_not_kept(bert, tmp_path):
+    BertForSequenceClassification.from_pretrained(bert, 3).save(tmp_path, bert)
+    path = tmp_path / "config.json"
+    theirs = json.loads(path.read_text())
+    theirs["id2label"] = {"0": "CONTRADICTION", "1": "NEUTRAL", "2": "ENTAILMENT"}
+    path.write_text(json.dumps(theirs))
+    with pytest.raises(cli.UserError, match="in the order contradiction, neutral, entailment"):
+        classifier.load(tmp_path, 3, labels=tasks.NLI)
+    theirs["id2label"] = {"0": "entailment", "1": "neutral", "2": "contradiction"}
+    path.write_text(json.dumps(theirs))
+    kept = classifier.load(tmp_path, 3, labels=tasks.NLI)
+    assert kept.kept_head and "it is the checkpoint's own" in classifier.told(kept)
+
+
+def test_dropout_is_what_was_asked_for_in_every_architecture(bert, tmp_path):
+    """Off, two passes in training mode agree; on, they do not, and in eval mode they do."""
+    shape = dict(vocab_size=50, num_labels=2)
+    distil = transformers.DistilBertConfig(
+        dim=16, n_layers=1, n_heads=2, hidden_dim=24, seq_classif_dropout=0.5, **shape
+    )
+    albert = transformers.AlbertConfig(
+        hidden_size=16, embedding_size=8, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=24, classifier_dropout_prob=0.5, **shape,
+    )  # fmt: skip
+    transformers.DistilBertForSequenceClassification(distil).save_pretrained(tmp_path / "distil")
+    transformers.AlbertForSequenceClassification(albert).save_pretrained(tmp_path / "albert")
+    ids = torch.arange(5, 25).reshape(2, 10)
+    for folder, impl in (
+        (bert, "scratch"),
+        (bert, "hf"),
+        (tmp_path / "distil", "hf"),
+        (tmp_path / "albert", "hf"),
+    ):
+        for rate in (0.0, 0.4):
+            model = classifier.load(folder, 2, impl=impl, dropout=rate)
+            assert torch.equal(model(ids), model(ids)) == (rate == 0), (folder, impl, rate)
+            model.eval()
+            assert torch.equal(model(ids), model(ids))
+
+
+def test_ax_is_predicted_where_mnli_has_no_test_set(glue, flags, tmp_path, fails):
+    shutil.copytree(glue / "MNLI", tmp_path / "glue" / "MNLI")
+    (tmp_path / "glue" / "MNLI" / "test_matched.tsv").unlink()
+    given = [*flags, *TRAIN, "--task", "MNLI", "--data", tmp_path / "glue", "--predict-test"]
+    assert "no test_matched.tsv" in fails(*given)
+    (tmp_path / "glue" / "AX").mkdir()
+    ax = "index\tsentence1\tsentence2\n0\tthe film\ta law\n"
+    (tmp_path / "glue" / "AX" / "diagnostic.tsv").write_text(ax)
+    assert small.run("finetune", *given, "--max-steps", 1, "--out", tmp_path / "ax") == 0
+    assert predictions(tmp_path / "ax", "AX")["logits"].shape == (1, 3)
+
+
+def test_the_first_dev_set_must_be_there(glue, flags, tmp_path, fails):
+    shutil.copytree(glue / "MNLI", tmp_path / "glue" / "MNLI")
+    dev = tmp_path / "glue" / "MNLI" / "dev_matched.tsv"
+    dev.rename(dev.with_name("dev_mismatched.tsv"))
+    assert "no dev_matched.tsv" in fails(*flags, "--task", "MNLI", "--data", tmp_path / "glue")

@@ -124,6 +124,7 @@ def test_the_scores_of_a_regression_are_cut_to_its_range():
 
 def test_a_run_is_collapsed_when_it_says_one_thing_only():
     assert metrics.collapsed(np.array([1, 1, 1])) and not metrics.collapsed(np.array([1, 0, 1]))
+    assert metrics.collapsed(np.array([2.70, 2.71, 2.74]))  # what a collapsed regression says
     assert metrics.collapsed(np.array([2.7, 2.7 + 1e-9])) and not metrics.collapsed(
         np.array([2.7, 2.8])
     )

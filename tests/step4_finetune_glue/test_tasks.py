@@ -335,3 +335,13 @@ def test_film_reviews_are_a_task_without_any_download(monkeypatch):
     assert [len(rows) for rows in splits.values()] == [6884, 813, 833]
     assert splits["dev"].second is None and set(splits["test"].labels.tolist()) == {0, 1}
     assert splits["train"].source["kind"] == "embedded"
+
+
+def test_mrpc_as_downloaded_needs_the_ids_that_part_its_splits(tmp_path):
+    folder = tmp_path / "MRPC"
+    folder.mkdir()
+    text = "Quality\t#1 String\t#2 String\n1\ta b\tc d\n"
+    (folder / "msr_paraphrase_train.txt").write_text(text)
+    (folder / "dev_ids.tsv").write_text("1\t2\n")
+    with pytest.raises(UserError, match="no columns '#1 ID' and '#2 ID'"):
+        read(task("MRPC"), "train", str(tmp_path))
