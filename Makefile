@@ -32,7 +32,7 @@ run: $(installed)
 	$(bin)/python -m common.report --runs $(bert) --html runs/report.html
 
 test: lint
-	$(bin)/python -m pytest
+	$(bin)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(installed)
 	$(bin)/ruff check .

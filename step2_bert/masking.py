@@ -88,37 +88,58 @@ def mask_batch(
     min(max_predictions, round(15 % of its length)) of them, at least one; fewer when whole words
     do not come out even.
     """
-    rows, width = input_ids.shape
-    column = np.arange(width)
-    candidates = (column < lengths[:, None]) & ~vocabulary.is_special[input_ids]
+    candidates = candidates_of(input_ids, lengths, vocabulary)
     budget = np.rint(lengths * options.probability).clip(1, options.max_predictions)
     budget = np.minimum(budget.astype(np.int64), candidates.sum(1))
-
-    key = _mix(_mix(_mix(_counter(seed)) ^ _counter(epoch)) ^ _counter(samples))
-    draw = _mix(key[:, None] ^ _counter(column))
-    score = np.where(candidates, draw >> np.uint64(1), _NEVER)
+    draw = draws(sample_keys(seed, epoch, samples), input_ids.shape[1])
+    score = np.where(candidates, draw >> np.uint64(1), NEVER)
     if options.whole_word:
-        chosen = _whole_words(candidates, vocabulary.is_continuation[input_ids], score, budget)
+        continues = vocabulary.is_continuation[input_ids]
+        chosen = choose_words(candidates, continues, score, budget)
     else:
-        chosen = _smallest(score, budget)
+        chosen = smallest(score, budget)
+    shares = options.mask_share, options.random_share
+    return show(input_ids, chosen, draw, draw, vocabulary, *shares)
 
+
+def candidates_of(input_ids: np.ndarray, lengths: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """Tokens of (B, T) that may be changed: neither special nor padding."""
+    return (np.arange(input_ids.shape[1]) < lengths[:, None]) & ~vocabulary.is_special[input_ids]
+
+
+def show(
+    input_ids: np.ndarray,
+    chosen: np.ndarray,
+    draw: np.ndarray,
+    decides: np.ndarray,
+    vocabulary: Vocabulary,
+    mask_share: float,
+    random_share: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Show the `chosen` (B, T) of `input_ids` as [MASK], random or unchanged, in place.
+
+    Which of the three, `decides` (B, T) says, and which random token `draw` (B, T), both uniform
+    uint64. Returns flat positions and true tokens, as `mask_batch` does.
+    """
     flat = input_ids.reshape(-1)
     positions = np.flatnonzero(chosen)
     labels = flat[positions].astype(np.int64)
-    fate = _mix(draw.reshape(-1)[positions])
-    share = (fate >> np.uint64(11)) * 2.0**-53  # uniform in [0, 1)
-    masked = share < options.mask_share
-    random = ~masked & (share < options.mask_share + options.random_share)
+    share = uniform(mix(decides.reshape(-1)[positions]))
+    masked = share < mask_share
+    random = ~masked & (share < mask_share + random_share)
     ordinary = np.flatnonzero(~vocabulary.is_special)
+    pick = mix(mix(draw.reshape(-1)[positions[random]])) % np.uint64(len(ordinary))
     flat[positions[masked]] = vocabulary.mask_id
-    flat[positions[random]] = ordinary[_mix(fate[random]) % np.uint64(len(ordinary))]
+    flat[positions[random]] = ordinary[pick]
     return positions, labels
 
 
-_NEVER = np.uint64(2**64 - 1)
+# -- choosing --------------------------------------------------------------------------------
+
+NEVER = np.uint64(2**64 - 1)  # the score of what is not to be chosen
 
 
-def _smallest(score: np.ndarray, budget: np.ndarray) -> np.ndarray:
+def smallest(score: np.ndarray, budget: np.ndarray) -> np.ndarray:
     """Mark the `budget` (B,) smallest of each row of `score` (B, T)."""
     chosen = np.zeros(score.shape, bool)
     first = np.arange(score.shape[1]) < budget[:, None]
@@ -126,7 +147,7 @@ def _smallest(score: np.ndarray, budget: np.ndarray) -> np.ndarray:
     return chosen
 
 
-def _whole_words(
+def choose_words(
     candidates: np.ndarray, continues: np.ndarray, score: np.ndarray, budget: np.ndarray
 ) -> np.ndarray:
     """Take words in the order of their first piece's score; as in the original, one that would
@@ -155,8 +176,28 @@ def _whole_words(
     chosen = np.zeros_like(alive)
     np.put_along_axis(chosen, order, alive, axis=1)
     none = ~chosen.any(axis=1)
-    chosen[none] = _smallest(score[none], budget[none])
+    chosen[none] = smallest(score[none], budget[none])
     return chosen
+
+
+# -- randomness that belongs to a sample -----------------------------------------------------
+
+
+def sample_keys(seed: int, epoch: int, samples: np.ndarray, stream: int = 0) -> np.ndarray:
+    """(B,) uint64: what all random numbers of a sample come from. What draws several sorts of them
+    takes a `stream` for each."""
+    key = mix(mix(mix(_counter(seed)) ^ _counter(epoch)) ^ _counter(samples))
+    return mix(key ^ _counter(stream)) if stream else key
+
+
+def draws(keys: np.ndarray, n: int) -> np.ndarray:
+    """(B, n) uint64; number i of a sample is the same whatever n is."""
+    return mix(keys[:, None] ^ _counter(np.arange(n)))
+
+
+def uniform(drawn: np.ndarray) -> np.ndarray:
+    """uint64 draws as numbers in [0, 1)."""
+    return (drawn >> np.uint64(11)) * 2.0**-53
 
 
 def _counter(value) -> np.ndarray:
@@ -164,7 +205,7 @@ def _counter(value) -> np.ndarray:
     return (np.atleast_1d(value).astype(np.int64).astype(np.uint64) + _ONE) * _GOLDEN
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def mix(x: np.ndarray) -> np.ndarray:
     """The finalizer of splitmix64 (Steele, Lea and Flood 2014): a good 64-bit hash."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

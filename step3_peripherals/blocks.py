@@ -13,6 +13,7 @@ import json
 import os
 import re
 import resource
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -132,12 +133,20 @@ class Records:
 
 
 def units_of(source: data.Source) -> list[data.Source]:
-    """What one task reads: a file, or an embedded package or hub dataset as a whole."""
-    if source.parts:
-        return [unit for part in source.parts for unit in units_of(part)]
-    if source.kind in ("path", "mirror"):
-        return [replace(source, files=(path,)) for path in source.files]
-    return [source]
+    """What one task reads: a file, or an embedded package or hub dataset as a whole.
+
+    No two have the same name, which begins the ids of their documents: of files in several folders
+    that are called alike, the second is "name~2".
+    """
+    units, seen = [], Counter()
+    for part in source.parts or (source,):
+        files = part.files if part.kind in ("path", "mirror") else ()
+        units += [replace(part, name=path.name, files=(path,)) for path in files] or [part]
+    for i, unit in enumerate(units):
+        seen[unit.name] += 1
+        if seen[unit.name] > 1:
+            units[i] = replace(unit, name=f"{unit.name}~{seen[unit.name]}")
+    return units
 
 
 class ReadUnit(PipelineStep):
@@ -155,13 +164,12 @@ class ReadUnit(PipelineStep):
             found = formats.documents(unit.files[0], skipped if self.skip_bad_lines else None)
         else:
             found = data.documents(unit)
-        name = unit.files[0].name if unit.kind in ("path", "mirror") else unit.name
         for number, paragraphs in enumerate(islice(found, self.most)):
             text = "\n".join(line for paragraph in paragraphs if (line := paragraph.strip()))
             if text:
                 self.stat_update("total")
                 self.stat_update("characters", value=len(text))
-                yield Document(text, f"{name}/{number}", metadata={})
+                yield Document(text, f"{unit.name}/{number}", metadata={})
         self.stat_update("bad_lines", value=skipped.count)
 
 
@@ -427,8 +435,9 @@ def stages(
             Repair(dropped, out / "repaired"),
             Language(dropped, languages),
             C4(dropped),
-            Gopher(dropped, "repetition", quality.gopher_repetition),
+            # In the paper's order; so what is far too long is out before the costly rules
             Gopher(dropped, "statistics", quality.gopher_quality),
+            Gopher(dropped, "repetition", quality.gopher_repetition),
             Hash(work / "hashes", minhash),
             WriteRows(work / "clean", ("key", "language")),
         ]),

@@ -21,7 +21,7 @@ import torch
 
 from common import cli, data, runs, subruns
 from common.cli import UserError
-from step3_peripherals import degeneration, stream
+from step3_peripherals import degeneration, resuming, stream, trained
 from step3_peripherals.language_model import LanguageModel
 from step3_peripherals.strategies import STRATEGIES, strategy
 
@@ -68,11 +68,13 @@ PRESETS = {
     "gpu": dict(settings=("preset=gpu", "max-steps=3000", "vocab-size=8192"),
                 texts=1000, new_tokens=128, batch_texts=250),
 }  # fmt: skip
+FREE = {"out", "resume", "tracker", "cache"}
+MORE = {"strategies"}
 
 
 def main(config: Config) -> None:
     run = runs.Run.open(config, f"step3_peripherals/compare-sampling-{config.preset}")
-    if run.finished():
+    if resuming.finished(run, config, free=FREE, more=MORE):
         return
 
     # Model and text
@@ -86,12 +88,17 @@ def main(config: Config) -> None:
             told = f"{stop}; go on with:\n{cli.resume_command(run.path)}"
             raise cli.Interrupted(stop.signum, told) from None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = LanguageModel.load(folder).eval().to(device)
-    tokenizer = read_tokenizer(folder)
-    separator = tokenizer.token_to_id(stream.SEPARATOR)
-    text = stream.prepare(config.data, tokenizer, separator, Path(config.cache))
+    model, tokenizer = trained.load(folder)
+    model.to(device)
+    length = config.prompt_tokens + config.new_tokens
+    if model.config.positions == "learned" and length > model.config.max_seq_len:
+        raise UserError(
+            f"--new-tokens {config.new_tokens}: the model learned {model.config.max_seq_len} "
+            f"positions, and prompt and new tokens are {length}"
+        )
+    text = trained.text_of(folder, config.data, tokenizer, Path(config.cache))
     data.record(run.path, text.manifest["source"], "data_source")
-    human, n_prompt = pieces(text.tokens("heldout"), separator, config), config.prompt_tokens
+    human, n_prompt = pieces(text, config), config.prompt_tokens
 
     # Write: what is written stays, for a run that goes on after a kill
     (run.path / "texts").mkdir(exist_ok=True)
@@ -102,8 +109,6 @@ def main(config: Config) -> None:
             runs.write_json(file, write(name, model, human[:, :n_prompt], config))
         kept = json.loads(file.read_text())
         texts[name], seconds = np.array(kept["texts"]), seconds + kept["seconds"]
-        if texts[name].shape != human.shape or not (texts[name] == human)[:, :n_prompt].all():
-            raise UserError(f"{file} continues other prompts: go on as begun, or change --out")
 
     # Compare
     losses = {name: surprise(model, each, config) for name, each in texts.items()}
@@ -112,8 +117,9 @@ def main(config: Config) -> None:
     }
     print(f"\n{degeneration.table(found)}\n")
     degeneration.plot(losses, found, run.path / "curves.png")
-    show(texts, tokenizer, n_prompt, run.path / "samples.txt")
+    degeneration.show(texts, tokenizer, n_prompt, run.path / "samples.txt")
     print(f"figure: {run.path}/curves.png\ntexts:  {run.path}/samples.txt")
+    print("\n".join(degeneration.targets(found)))
     n_written = len(config.strategies) * config.texts * config.new_tokens
     run.result(
         step="step3_peripherals",
@@ -132,23 +138,16 @@ def main(config: Config) -> None:
         model={"name": "decoder", "parameters": sum(p.numel() for p in model.parameters())},
         tokens=n_written,
         seconds=round(seconds, 1),
-        tokens_per_second=round(n_written / seconds),
+        tokens_per_second=round(n_written / max(seconds, 1e-9)),
         seeds=[config.seed],
         config=cli.as_dict(config),
     )
 
 
-def read_tokenizer(folder: Path):
-    """The tokenizer that train_lm.py put beside its model."""
-    from tokenizers import Tokenizer
-
-    if not (folder / "tokenizer.json").exists():
-        raise UserError(f"--model {folder} has no tokenizer.json; train_lm.py makes such a folder")
-    return Tokenizer.from_file(str(folder / "tokenizer.json"))
-
-
-def pieces(tokens: np.ndarray, separator: int, config: Config) -> np.ndarray:
-    """(texts, prompt + new tokens) from all over the stream, none past the end of a document."""
+def pieces(text: stream.Stream, config: Config) -> np.ndarray:
+    """(texts, prompt + new tokens) from all over what is held out, none past the end of a
+    document."""
+    tokens, separator = text.tokens("heldout"), text.manifest["separator"]
     length = config.prompt_tokens + config.new_tokens
     cut = tokens[: len(tokens) // length * length].reshape(-1, length).astype(np.int64)
     cut = cut[(cut != separator).all(1)]
@@ -175,17 +174,6 @@ def surprise(model: LanguageModel, texts: np.ndarray, config: Config) -> np.ndar
     parts = torch.from_numpy(texts).to(next(model.parameters()).device).split(config.batch_texts)
     found = [degeneration.surprise(model, part, config.prompt_tokens) for part in parts]
     return torch.cat(found).cpu().numpy()
-
-
-def show(texts: dict[str, np.ndarray], tokenizer, n_prompt: int, path: Path, n: int = 5) -> None:
-    """What all strategies wrote behind the first n prompts."""
-    lines = []
-    for i in np.linspace(0, len(next(iter(texts.values()))) - 1, n).astype(int):
-        for name, each in texts.items():
-            before, after = (tokenizer.decode(part) for part in np.split(each[i], [n_prompt]))
-            lines += [] if name != degeneration.HUMAN else ["=" * 80, before.strip(), ""]
-            lines += [f"[{name}] {after.strip()}", ""]
-    runs.write_text(path, "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,15 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from common.cli import UserError
-from step2_bert.masking import _NEVER, Vocabulary, _smallest
-from step3_peripherals.masking import candidates_of, draws, sample_keys, uniform
+from step2_bert.masking import (
+    NEVER,
+    Vocabulary,
+    candidates_of,
+    draws,
+    sample_keys,
+    smallest,
+    uniform,
+)
 
 Scheme = Literal["t5", "infilling", "deletion", "permutation", "rotation"]
 
@@ -85,8 +92,8 @@ def corrupt(
     if corruption.scheme == "infilling":
         made = _infill(text, corruption, vocabulary.mask_id, *map(keys, (1, 2, 3)))
     elif corruption.scheme == "deletion":
-        score = np.where(text.candidates, draws(keys(1), text.width) >> np.uint64(1), _NEVER)
-        hidden = _smallest(score, _budget(text.n, corruption.rate))
+        score = np.where(text.candidates, draws(keys(1), text.width) >> np.uint64(1), NEVER)
+        hidden = smallest(score, _budget(text.n, corruption.rate))
         made = _lay(text.ids, text.places, text.present & ~hidden, pad_id)
     elif corruption.scheme == "permutation":
         made = _permute(text, corruption.sentence_ends, keys(1))
@@ -164,8 +171,8 @@ def _segments(n_items: np.ndarray, n_segments: np.ndarray, keys: np.ndarray) -> 
     rows, width = len(n_items), int(n_items.max(initial=1))
     place, most = np.arange(width), int(n_segments.max(initial=1))
     inner = (place >= 1) & (place < n_items[:, None])
-    score = np.where(inner, draws(keys, width) >> np.uint64(1), _NEVER)
-    segment = np.cumsum(_smallest(score, n_segments - 1), axis=1) + np.arange(rows)[:, None] * most
+    score = np.where(inner, draws(keys, width) >> np.uint64(1), NEVER)
+    segment = np.cumsum(smallest(score, n_segments - 1), axis=1) + np.arange(rows)[:, None] * most
     counts = np.bincount(segment[place < n_items[:, None]], minlength=rows * most)
     return counts.reshape(rows, most)
 
@@ -205,7 +212,7 @@ def _infill(text: _Text, corruption: Corruption, mask_id: int, *keys) -> tuple:
     n_items = n_spans + text.n - budget
     slot = np.arange(max(1, n_items.max(initial=1)))
     drawn = draws(order_key, len(slot)) >> np.uint64(1)
-    is_span = _smallest(np.where(slot < n_items[:, None], drawn, _NEVER), n_spans)
+    is_span = smallest(np.where(slot < n_items[:, None], drawn, NEVER), n_spans)
     before = np.cumsum(is_span, axis=1) - is_span  # spans before this slot
     token = slot - before + np.take_along_axis(ends, before, axis=1)  # the next one, hidden or not
 
@@ -240,7 +247,7 @@ def poisson_ends(budget: np.ndarray, mean: float, keys: np.ndarray) -> np.ndarra
 def _shuffled(ends: np.ndarray, n_spans: np.ndarray, keys: np.ndarray) -> np.ndarray:
     """Running sums (B, S + 1) of the same lengths, the first `n_spans` (B,) in random order."""
     place = np.arange(ends.shape[1] - 1)
-    score = np.where(place < n_spans[:, None], draws(keys, len(place)) >> np.uint64(1), _NEVER)
+    score = np.where(place < n_spans[:, None], draws(keys, len(place)) >> np.uint64(1), NEVER)
     lengths = np.take_along_axis(np.diff(ends, axis=1), np.argsort(score, axis=1), axis=1)
     return np.pad(np.cumsum(lengths, axis=1), ((0, 0), (1, 0)))
 

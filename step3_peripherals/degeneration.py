@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common import runs
 from common.runs import metric
 
 HUMAN = "human"
@@ -90,6 +91,36 @@ def table(found: dict[str, dict[str, float]]) -> str:
     for name, scores in found.items():
         lines.append(f"{name:16}" + "".join(f"{scores[measure]:26.2f}" for measure in MEASURES))
     return "\n".join(lines)
+
+
+def targets(found: dict[str, dict[str, float]]) -> list[str]:
+    """What the cpu preset is to reach, and whether it did, a line each."""
+    human, lines = found[HUMAN], []
+
+    def line(reached: bool, told: str) -> None:
+        lines.append(f"target {'reached' if reached else 'missed'}: {told}")
+
+    for name in [name for name in ("greedy", "beam 4") if name in found]:
+        ours, theirs = found[name]["repetition"], human["repetition"]
+        told = f"{name} repeats {ours:.1f} % of its 4-grams, people {theirs:.1f} %"
+        line(ours > 0 and ours >= 20 * theirs, f"{told} (20 times as much, or more)")
+    if "top-p 0.95" in found:
+        for score, most in (("token_loss", 0.3), ("zipf", 0.1)):
+            apart = abs(found["top-p 0.95"][score] - human[score])
+            told = f"top-p 0.95 is {apart:.2f} from people in {MEASURES[score][1]}"
+            line(apart <= most, f"{told} (<= {most})")
+    return lines
+
+
+def show(texts: dict[str, np.ndarray], tokenizer, n_prompt: int, path: Path, n: int = 5) -> None:
+    """What all strategies wrote behind n prompts, or fewer if there are no more."""
+    lines, most = [], len(texts[HUMAN])
+    for i in np.linspace(0, most - 1, min(n, most)).astype(int):
+        for name, each in texts.items():
+            before, after = (tokenizer.decode(part) for part in np.split(each[i], [n_prompt]))
+            lines += [] if name != HUMAN else ["=" * 80, before.strip(), ""]
+            lines += [f"[{name}] {after.strip()}", ""]
+    runs.write_text(path, "\n".join(lines))
 
 
 def plot(losses: dict[str, np.ndarray], found: dict[str, dict[str, float]], path: Path) -> None:

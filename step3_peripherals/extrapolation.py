@@ -5,6 +5,7 @@ from pathlib import Path
 
 from common import report
 from common.runs import metric
+from step3_peripherals.positions import SCHEMES
 
 REPORTED = Path(__file__).resolve().parents[1] / "notes" / "reported_numbers.csv"
 # Press et al. 2022, arXiv:2108.12409: (scheme, length in training, lengths of scoring)
@@ -101,7 +102,7 @@ def plot(
     )
 
     figure, (ours, multiples, training) = plt.subplots(1, 3, figsize=(14, 4.2))
-    colors = {name: f"C{i}" for i, name in enumerate(perplexity)}
+    colors = {name: f"C{i}" for i, name in enumerate(SCHEMES)}  # the paper's are among them
     for name, scores in perplexity.items():
         lengths, entries = list(scores), list(scores.values())
         values, sds = [e["value"] for e in entries], [e["sd"] or 0 for e in entries]
@@ -115,7 +116,7 @@ def plot(
     for (scheme, length), values in paper.items():
         relative = [n / length for n in values], [v / values[length] for v in values.values()]
         dashes = dict(linestyle="--" if length == 512 else ":", marker="d", mfc="none")
-        color, label = colors.get(scheme, "grey"), f"paper: {scheme}, {length}"
+        color, label = colors[scheme], f"paper: {scheme}, {length}"
         multiples.plot(*relative, color=color, markersize=4, label=label, **dashes)
     for name, runs in curves.items():
         losses = [[e["train/token_loss"] for e in run if e["event"] == "train"] for run in runs]

@@ -14,7 +14,7 @@ from step3_peripherals import planting
 from step3_peripherals.blocks import rows
 from step3_peripherals.dedup import WORD, MinHash, jaccard, shingles
 
-FILTERS = ("repair", "language", "c4", "repetition", "statistics", "exact", "near")
+FILTERS = ("repair", "language", "c4", "statistics", "repetition", "exact", "near")
 CHECKED = 2000  # pairs of duplicates that are compared word by word
 EXAMPLES = 3  # of each reason
 ALIKE = 0.5  # least Jaccard index at which a near-duplicate is no false alarm
@@ -156,8 +156,11 @@ def s_curve(texts: Iterable[str], minhash: MinHash, seed: int = 0, words: int = 
 # --- shown ---------------------------------------------------------------------------------------
 
 
-def show(table: list[dict], kinds: dict[str, dict[str, int]], shown: dict[str, list]) -> None:
-    """Print the funnel, an example of each common reason, and what was planted and found."""
+def show(
+    table: list[dict], kinds: dict[str, dict[str, int]], shown: dict[str, list], checked: dict
+) -> None:
+    """Print the funnel, an example of each common reason, what was planted and found, and how many
+    of the duplicates that `verify` compared are alike."""
     print(f"{'filter':12}{'documents':>11}{'dropped':>9}{'%':>7}{'seconds':>9}  why")
     for row in table:
         why = ", ".join(f"{reason} {n:,}" for reason, n in list(row["reasons"].items())[:4])
@@ -176,9 +179,25 @@ def show(table: list[dict], kinds: dict[str, dict[str, int]], shown: dict[str, l
         print(f"\n{'planted':12}{'planted':>9}{'reached':>9}{'found':>9}{'recall %':>10}")
     for kind, n in kinds.items():
         if kind != "clean":
-            recall = 100 * n["found"] / max(1, n["reached"])
-            print(f"{kind:12}{n['planted']:9,}{n['reached']:9,}{n['found']:9,}{recall:10.2f}")
+            recall = f"{100 * n['found'] / n['reached']:.2f}" if n["reached"] else "-"
+            print(f"{kind:12}{n['planted']:9,}{n['reached']:9,}{n['found']:9,}{recall:>10}")
+    for kind in ("exact", "near"):
+        if n := checked.get(kind):
+            alike = checked[f"{kind}_true"]
+            print(f"{alike:,} of {n:,} {kind} duplicates, compared word by word, are alike")
     print()
+
+
+def target(kinds: dict[str, dict[str, int]]) -> str:
+    """What the cpu preset is to find of what was planted, and whether it did."""
+    least = {"exact": 100, "near90": 95, "mojibake": 100}
+    planted = {k: kinds[k] for k in least if k in kinds and kinds[k]["reached"]}
+    recall = {k: 100 * n["found"] / n["reached"] for k, n in planted.items()}
+    reached = recall.keys() == least.keys() and not kinds["clean"]["found"]
+    reached = reached and all(recall[kind] >= least[kind] for kind in least)
+    told = "".join(f"{kind} {value:.1f} % (>= {least[kind]}), " for kind, value in recall.items())
+    hurt = f"{kinds['clean']['found']} documents without damage repaired (0)"
+    return f"target {'reached' if reached else 'missed'}: {told}{hurt}"
 
 
 def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float, float]:

@@ -18,13 +18,17 @@ import numpy as np
 
 from common.cli import UserError
 from step2_bert.masking import (
-    _NEVER,
+    NEVER,
     STATIC_EPOCH,
     Vocabulary,
-    _counter,
-    _mix,
-    _smallest,
-    _whole_words,
+    candidates_of,
+    choose_words,
+    draws,
+    mix,
+    sample_keys,
+    show,
+    smallest,
+    uniform,
 )
 
 Scheme = Literal["token", "whole_word", "ngram", "span"]
@@ -85,13 +89,13 @@ def mask(
     budget = np.minimum(budget, candidates.sum(1))
     key = sample_keys(seed, STATIC_EPOCH if masking.static else epoch, samples)
     draw = draws(key, input_ids.shape[1])
-    score = np.where(candidates, draw >> np.uint64(1), _NEVER)
+    score = np.where(candidates, draw >> np.uint64(1), NEVER)
 
     decides = draw  # whose draw decides how a token is shown: its own, but for `span`
     if masking.scheme == "token":
-        chosen = _smallest(score, budget)
+        chosen = smallest(score, budget)
     elif masking.scheme == "whole_word":
-        chosen = _whole_words(candidates, vocabulary.is_continuation[input_ids], score, budget)
+        chosen = choose_words(candidates, vocabulary.is_continuation[input_ids], score, budget)
     else:
         continues = vocabulary.is_continuation[input_ids]
         probabilities = SPAN_LENGTHS[masking.scheme]
@@ -99,17 +103,8 @@ def mask(
         if masking.scheme == "span":
             decides = np.take_along_axis(draw, leader, axis=1)
 
-    flat = input_ids.reshape(-1)
-    positions = np.flatnonzero(chosen)
-    labels = flat[positions].astype(np.int64)
-    share = uniform(_mix(decides.reshape(-1)[positions]))
-    masked = share < masking.mask_share
-    random = ~masked & (share < masking.mask_share + masking.random_share)
-    ordinary = np.flatnonzero(~vocabulary.is_special)
-    pick = _mix(_mix(draw.reshape(-1)[positions[random]])) % np.uint64(len(ordinary))
-    flat[positions[masked]] = vocabulary.mask_id
-    flat[positions[random]] = ordinary[pick]
-    return positions, labels
+    shares = masking.mask_share, masking.random_share
+    return show(input_ids, chosen, draw, decides, vocabulary, *shares)
 
 
 def choose_spans(
@@ -137,7 +132,7 @@ def choose_spans(
     size = np.bincount((word + row * shape[1])[candidates], minlength=shape[0] * shape[1])
     size = size.reshape(shape)
     at, column = np.nonzero(heads)
-    begins, word_score = np.zeros(shape, np.int64), np.full(shape, _NEVER)
+    begins, word_score = np.zeros(shape, np.int64), np.full(shape, NEVER)
     begins[at, word[heads]], word_score[at, word[heads]] = column, score[heads]
 
     n_words = words_of_span(word_score, probabilities)
@@ -165,38 +160,15 @@ def choose_spans(
     chosen = candidates & (leader >= 0)
     begin = np.take_along_axis(begins, leader.clip(0), axis=1)
     none = ~chosen.any(axis=1)
-    chosen[none] = _smallest(score[none], budget[none])
+    chosen[none] = smallest(score[none], budget[none])
     begin[none] = np.arange(width)
     return chosen, begin
 
 
 def words_of_span(score: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """How many words the span has that begins at a word of this `score`: 1, 2, ..., L."""
-    drawn = uniform(_mix(score ^ _SPAN_LENGTH))
+    drawn = uniform(mix(score ^ _SPAN_LENGTH))
     return 1 + np.searchsorted(np.cumsum(probabilities)[:-1], drawn, side="right")
 
 
-# -- randomness that belongs to a sample -----------------------------------------------------
-
 _SPAN_LENGTH = np.uint64(0x5350414E)  # tells the draw of a span's length from those of its tokens
-
-
-def candidates_of(input_ids: np.ndarray, lengths: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """Tokens of (B, T) that may be changed: neither special nor padding."""
-    return (np.arange(input_ids.shape[1]) < lengths[:, None]) & ~vocabulary.is_special[input_ids]
-
-
-def sample_keys(seed: int, epoch: int, samples: np.ndarray, stream: int = 0) -> np.ndarray:
-    """(B,) uint64: what all random numbers of a sample come from; `stream` 0 is step 2's key."""
-    key = _mix(_mix(_mix(_counter(seed)) ^ _counter(epoch)) ^ _counter(samples))
-    return _mix(key ^ _counter(stream)) if stream else key
-
-
-def draws(keys: np.ndarray, n: int) -> np.ndarray:
-    """(B, n) uint64; number i of a sample is the same whatever n is."""
-    return _mix(keys[:, None] ^ _counter(np.arange(n)))
-
-
-def uniform(drawn: np.ndarray) -> np.ndarray:
-    """uint64 draws as numbers in [0, 1)."""
-    return (drawn >> np.uint64(11)) * 2.0**-53

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from common import batching, cli, data, engine, runs
+from common import batching, cli, data, engine, runs, subruns
 from step2_bert import classification, corpus, objective
 from step2_bert.masking import Vocabulary
 from step2_bert.model import BertConfig, BertForPreTraining, BertForSequenceClassification
@@ -51,6 +51,8 @@ class Study:
     """What all trainings share: the text, the labelled sentences, the processes."""
 
     def __init__(self, config: StudyConfig):
+        if config.downstream:  # before the work of preparing, in case they are not there
+            rows = classification.sentences(config.downstream)
         folder = prepared(config)
         self.accelerator = engine.accelerator(config)
         self.train, self.heldout = Samples.open(folder, "train"), Samples.open(folder, "heldout")
@@ -59,7 +61,6 @@ class Study:
         self.baseline: dict[str, float] = {}
         self.parameters = 0
         if config.downstream:
-            rows = classification.sentences(config.downstream)
             self.labelled = data.resolve(config.downstream).facts()["fingerprint"]
             self.baseline = classification.baselines(*rows)
             tokenizer.enable_truncation(self.train.max_seq_len)
@@ -72,7 +73,7 @@ class Study:
         Returns {"scores": {name: value}, "tokens", "seconds"}, which the directory keeps in place
         of the weights. Raises `cli.Interrupted` with a checkpoint written.
         """
-        folder = Path(config.out)
+        folder, budget = Path(config.out), subruns.Slice(config.slice_minutes)
         shape = dict(vocab_size=self.train.vocab_size, max_seq_len=self.train.max_seq_len)
         shape = BertConfig.named(config.size, **shape, dropout=0.0, attention_dropout=0.0)
         engine.seed_everything(config.seed)
@@ -84,7 +85,7 @@ class Study:
         scores = self._heldout_scores(model)
         if config.downstream:
             model.save(folder / "model", self.train.tokenizer_dir)
-            scores["accuracy"] = self._finetune(config)
+            scores["accuracy"] = self._finetune(replace(config, slice_minutes=budget.left()))
         kept = {"scores": scores, "tokens": state.tokens, "seconds": round(state.seconds, 1)}
         runs.write_json(folder / "scores.json", kept)
         for done in ("checkpoints", "model", "downstream"):

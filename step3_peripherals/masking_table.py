@@ -41,6 +41,7 @@ SCORES = {  # name: (title, unit, higher is better)
     "blank_loss": ("MLM loss, all [MASK]", "nats", False),
     "accuracy": ("downstream accuracy", "%", True),
 }
+TARGET = 0.1  # nats more, at least, for a model that saw neither [MASK] nor unchanged tokens
 Entries = dict[str, dict[str, dict]]
 
 
@@ -100,6 +101,15 @@ def table(metrics: Entries, differences: Entries, paper: dict[str, float]) -> st
     return "\n".join(lines)
 
 
+def target(differences: Entries) -> str:
+    """What the cpu preset is to show, and whether it did."""
+    if "mix_0_0_100" not in differences:
+        return ""
+    worse = differences["mix_0_0_100"]["mlm_loss"]["value"]
+    told = f"trained on random tokens alone, a model is worse at 80/10/10, by {worse:.2f} nats"
+    return f"target {'reached' if worse >= TARGET else 'missed'}: {told} (>= {TARGET})"
+
+
 def _cell(entry: dict, sign: str = "") -> str:
     digits = 1 if entry["unit"] == "%" else 3
     spread = "" if entry["sd"] is None else f" ± {entry['sd']:.{digits}f}"
@@ -115,9 +125,11 @@ def plot(metrics: Entries, differences: Entries, paper: dict[str, float], path: 
     import matplotlib.pyplot as plt
 
     shown = [score for score in ("mlm_loss", "accuracy") if score in metrics[BASE]]
-    figure, axes = plt.subplots(
-        len(shown), 3, figsize=(14, 3.3 * len(shown)), squeeze=False, width_ratios=(1, 1.2, 1)
-    )
+    bars = {"[MASK]/same/random": MIXES[1:], "what is masked together": SCHEMES[1:]}
+    bars = {of: [n for n in names if n in metrics] for of, names in bars.items()}
+    bars = {of: names for of, names in bars.items() if names}
+    size = (5 * (1 + len(bars)), 3.3 * len(shown))
+    figure, axes = plt.subplots(len(shown), 1 + len(bars), figsize=size, squeeze=False)
     n = metrics[BASE]["mlm_loss"]["n"]
     for row, score in zip(axes, shown, strict=True):
         title, unit, _ = SCORES[score]
@@ -133,8 +145,7 @@ def plot(metrics: Entries, differences: Entries, paper: dict[str, float], path: 
                 row[0].plot(points.keys(), points.values(), "d", mfc="none", label=told)
         row[0].set(title=f"{title} ({unit})", xlabel="masking rate in training (%)")
         row[0].legend(fontsize=8)
-        for axis, names in ((row[1], MIXES[1:]), (row[2], SCHEMES[1:])):
-            names = [name for name in names if name in metrics]
+        for axis, (of, names) in zip(row[1:], bars.items(), strict=True):
             entries = [differences[name][score] for name in names]
             axis.bar(
                 [title_of(name) for name in names],
@@ -149,7 +160,6 @@ def plot(metrics: Entries, differences: Entries, paper: dict[str, float], path: 
                 axis.plot(places, [paper[name] for name in told], "d", **style)
                 axis.legend(fontsize=8)
             axis.axhline(0, color="grey", linewidth=0.8)
-            of = "[MASK]/same/random" if axis is row[1] else "what is masked together"
             axis.set(title=f"{title}, less the base's ({unit})", xlabel=of)
         for axis in row:
             axis.grid(alpha=0.3)

@@ -15,7 +15,6 @@ Target of the cpu preset: all planted exact duplicates found, at least 95 % of t
 Jaccard index 0.9 or more, all mojibake repaired, and no document without damage.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -28,6 +27,7 @@ from typing import Literal
 from common import cli, data, runs
 from common.cli import UserError
 from common.runs import metric
+from step3_peripherals import resuming
 
 
 @dataclass
@@ -74,11 +74,13 @@ PRESETS = {
     "cpu": dict(plant=0.1),
     "gpu": dict(plant=0.02, tasks=64),
 }
+FREE = {"preset", "out", "resume", "tracker", "workers", "keep_work"}
+FREE |= {"executor", "slurm_partition", "slurm_time"}
 
 
 def main(config: Config) -> None:
     run = runs.Run.open(config, f"step3_peripherals/pipeline-{config.preset}")
-    if run.finished():
+    if resuming.finished(run, config, free=FREE):
         return
     try:
         process(config, run)
@@ -98,7 +100,7 @@ def process(config: Config, run: runs.Run) -> None:
     out, started = run.path, time.perf_counter()
     source = data.resolve(config.data)
     facts = source.facts()
-    remember(run, config, facts)
+    check_text(run, facts)
     data.record(out, facts)
     minhash = MinHash(config.bands, config.rows)
     stages = blocks.stages(
@@ -131,7 +133,9 @@ def process(config: Config, run: runs.Run) -> None:
     texts = (row["text"] for row in funnel.rows(out / "shards") if len(row["text"]) > 1500)
     curve = funnel.s_curve(islice(texts, 60), minhash)
     checked = funnel.verify(out)
-    funnel.show(table, kinds, shown)
+    funnel.show(table, kinds, shown, checked)
+    if config.plant:
+        print(funnel.target(kinds))
     funnel.draw(table, *curve, minhash, out / "curves.png")
     runs.write_json(out / "funnel.json", table)
     runs.write_json(out / "examples.json", shown)
@@ -148,8 +152,8 @@ def process(config: Config, run: runs.Run) -> None:
     for kind, n in kinds.items():
         if kind == "clean":
             metrics["clean_documents_repaired"] = metric(n["found"], higher_is_better=False)
-        else:
-            share = 100 * n["found"] / max(1, n["reached"])
+        elif n["reached"]:
+            share = 100 * n["found"] / n["reached"]
             metrics[f"{kind}_recall"] = metric(share, n=n["reached"], unit="%")
     for kind in ("exact", "near"):
         if n := checked.get(kind):
@@ -179,17 +183,12 @@ def process(config: Config, run: runs.Run) -> None:
         shutil.rmtree(out / "work")
 
 
-def remember(run: runs.Run, config: Config, facts: dict) -> None:
-    """Refuse to go on with other text or options than the run in this directory began with."""
-    free = ("preset", "out", "resume", "tracker", "workers", "executor", "keep_work")
-    options = {k: v for k, v in cli.as_dict(config).items() if k not in free and "slurm" not in k}
-    key = hashlib.sha256(json.dumps([options, facts], sort_keys=True).encode()).hexdigest()
-    kept = run.path / "key.json"
-    if kept.exists() and json.loads(kept.read_text()) != key:
-        raise UserError(
-            f"{run.path}: began with other text or options; give those or another --out"
-        )
-    runs.write_json(kept, key)
+def check_text(run: runs.Run, facts: dict) -> None:
+    """Raises UserError if the run in this directory was begun with another text of that name."""
+    begun = json.loads((run.path / "config.json").read_text(encoding="utf-8")).get("source", facts)
+    if begun["fingerprint"] != facts["fingerprint"]:
+        told = f"{facts['name']} is not what it was when {run.path} was begun"
+        raise UserError(f"{told}: choose another --out")
 
 
 if __name__ == "__main__":

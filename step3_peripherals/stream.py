@@ -46,6 +46,13 @@ class StreamOptions:
     heldout_every: int = 20
     """Each so-many-th document is held out."""
 
+    def __post_init__(self):
+        most, every = self.max_documents, self.heldout_every
+        if most is not None and most < 1:
+            raise UserError(f"--max-documents {most} must be 1 or more")
+        if every < 2:
+            raise UserError(f"--heldout-every {every} must be 2 or more: one is to be trained on")
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -166,14 +173,18 @@ def prepare(
 
 
 def texts(source: data.Source, options: StreamOptions) -> Iterator[tuple[str, str]]:
-    """(split, text) of each document; its paragraphs are lines."""
+    """(split, text) of each document; its paragraphs are lines. Half a surrogate pair, which is no
+    character, becomes "?"."""
     for i, paragraphs in enumerate(islice(data.documents(source), options.max_documents), 1):
-        yield "train" if i % options.heldout_every else "heldout", "\n".join(paragraphs)
+        text = "\n".join(paragraphs).encode("utf-8", "replace").decode()
+        yield "train" if i % options.heldout_every else "heldout", text
 
 
 def encode_all(tokenizer: Any, some: list[str]) -> list[list[int]]:
-    """The ids of each text, without special tokens; on all cores where the library can."""
+    """The ids of each text, without special tokens, even where it spells one; on all cores where
+    the library can."""
     if hasattr(tokenizer, "encode_batch_fast"):
+        tokenizer.encode_special_tokens = True
         encoded = tokenizer.encode_batch_fast(some, add_special_tokens=False)
         return [one.ids for one in encoded]
     return [tokenizer.encode(text) for text in some]
@@ -194,9 +205,11 @@ def tokenizer_key(tokenizer: Any) -> str:
 
 def byte_level_bpe(name: str, vocab_size: int, cache: Path, options: StreamOptions):
     """A `tokenizers.Tokenizer`, byte-level BPE with `SEPARATOR`, trained on the training documents
-    of a source and kept in the cache."""
+    of a source and kept in the cache. Raises UserError for a size below that of its alphabet."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+    if vocab_size < 257:
+        raise UserError(f"--vocab-size {vocab_size} must be 257 or more: 256 bytes, a separator")
     source = data.resolve(name)
     told = [FORMAT, source.fingerprint(), vocab_size, asdict(options)]
     key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]

@@ -55,9 +55,7 @@ class Config(engine.TrainConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("max_seq_len", "max_documents", "heldout_every"):
-            cli.check(self, name, "above 0", lambda value: value > 0)
-        cli.check(self, "vocab_size", "257 or more", lambda value: value > 256)
+        cli.check(self, "max_seq_len", "above 0", lambda value: value > 0)
         cli.check(self, "score_lengths", "above 0", lambda lengths: all(n > 0 for n in lengths))
 
 

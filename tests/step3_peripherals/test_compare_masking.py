@@ -104,13 +104,28 @@ def test_a_comparison_that_is_stopped_or_extended_keeps_its_scores(data, tmp_pat
     assert result()["metrics"] == whole
 
     # More seeds are added to those that are there
-    (tmp_path / "run" / "result.json").unlink()
     scores = tmp_path / "run" / BASE / "seed-0" / "scores.json"
     before = scores.stat().st_mtime_ns
     assert call(*flags, "--resume", "--seeds", 2) == 0
     assert scores.stat().st_mtime_ns == before
     again = result()["metrics"]["mlm_loss base"]
     assert again["n"] == 2 and again["sd"] > 0
+
+
+def test_a_slice_is_for_pretraining_and_fine_tuning_together(data, reviews, monkeypatch):
+    left = []
+    real = masking_study.engine.train
+
+    def noted(model, *, config, **parts):
+        left.append(config.slice_minutes)
+        return real(model, config=config, **parts)
+
+    monkeypatch.setattr(masking_study.engine, "train", noted)
+    monkeypatch.setattr(masking_table, "plot", lambda *parts: None)
+    flags = ["--data", data, "--downstream", reviews, "--epochs", 1, "--variants", BASE]
+    assert call(*flags, "--slice-minutes", 60) == 0
+    first, second = left
+    assert 0 < second < first - 1e-4  # six milliseconds, and a training takes more
 
 
 def test_a_run_goes_on_only_as_it_was_begun(data, capsys):
@@ -167,6 +182,10 @@ def test_differences_are_taken_seed_by_seed():
     assert metrics["span"]["accuracy"]["value"] == 66.5
     assert differences["span"]["accuracy"]["value"] == 1.5
     assert differences["span"]["accuracy"]["sd"] == pytest.approx(0.5**0.5)
+    assert masking_table.target(differences) == ""
+    for worse, told in ((0.2, "reached"), (0.05, "missed")):
+        entries = {"mix_0_0_100": {"mlm_loss": {"value": worse}}}
+        assert masking_table.target(entries).startswith(f"target {told}: ")
     lines = masking_table.table(metrics, differences, {"span": -0.25}).splitlines()
     assert lines[2].split() == ["spans", "66.5", "±", "7.8", "+1.5", "±", "0.7", "-0.2"]
 

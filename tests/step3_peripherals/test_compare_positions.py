@@ -96,7 +96,6 @@ def test_a_comparison(trained, capsys):
 
 def test_what_is_done_is_not_done_again(trained, capsys):
     assert compare("--seeds", 1, "--schemes", "none", "rope") == 0
-    Path("run/result.json").unlink()
     trained.clear()
     assert compare("--seeds", 2, "--schemes", "none", "rope", "--resume") == 0
     assert trained == ["none/seed-1", "rope/seed-1"]
@@ -149,6 +148,10 @@ def test_scores_are_those_of_the_saved_model_on_the_whole_held_out_text():
         (["--seeds", 0], "--seeds 0 must be above 0"),
         (["--data", "nowhere.txt"], "no such file"),
         (["--heldout-every", 200], "documents are too few"),
+        (["--heldout-every", 1], "--heldout-every 1 must be 2 or more"),
+        (["--max-documents", 0], "--max-documents 0 must be 1 or more"),
+        (["--vocab-size", 200], "--vocab-size 200 must be 257 or more"),
+        (["--score-lengths", 32, -5], "must be above 0"),
     ],
 )
 def test_mistakes_are_told_in_a_line(flags, told, trained, capsys):
@@ -160,9 +163,10 @@ def test_mistakes_are_told_in_a_line(flags, told, trained, capsys):
 
 def test_other_settings_do_not_mix_with_a_run_that_was_begun(trained, capsys):
     assert compare("--seeds", 1, "--schemes", "none") == 0
-    Path("run/result.json").unlink()
-    assert compare("--seeds", 1, "--schemes", "none", "--resume", "--vocab-size", 310) == 2
-    assert "was begun with --vocab-size 300" in capsys.readouterr().err
+    for _ in range(2):  # finished or not
+        assert compare("--seeds", 1, "--schemes", "none", "--resume", "--vocab-size", 310) == 2
+        assert "was begun with --vocab-size 300" in capsys.readouterr().err
+        Path("run/result.json").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +192,20 @@ def test_the_papers_numbers_are_the_rows_that_are_curated(tmp_path, monkeypatch)
     file.write_text("\n".join([header, *rows]) + "\n")
     monkeypatch.setattr(extrapolation, "REPORTED", file)
     assert extrapolation.reported() == {("alibi", 128): {128: 23.98, 1024: 20.36}}
+
+
+def test_every_scheme_has_its_colour_whatever_is_compared(tmp_path, monkeypatch):
+    import matplotlib.pyplot as plt
+
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    ours = {"alibi": {n: runs.metric(v) for n, v in ((8, 20.0), (16, 21.0))}}
+    paper = {(name, 8): {8: 20.0, 16: 21.0} for name in ("sinusoidal", "rope", "t5", "alibi")}
+    curve = [{"event": "train", "tokens": n, "train/token_loss": 1.0} for n in (8, 16)]
+    extrapolation.plot(ours, paper, {"alibi": [curve]}, 8, tmp_path / "curves.png")
+    monkeypatch.undo()
+    lines = plt.gcf().axes[1].get_legend().get_lines()
+    assert [len(lines), len({line.get_color() for line in lines})] == [5, 4]
+    plt.close("all")
 
 
 def test_growth_and_spread():

@@ -2,24 +2,30 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
+from common import data
 from common.cli import UserError
-from step3_peripherals import compare_sampling, stream
+from step3_peripherals import compare_sampling, stream, trained
 from step3_peripherals.language_model import LanguageModel, LanguageModelConfig
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with text.txt, forty documents, and model/, as train_lm.py leaves it."""
+    """A folder with text.txt, forty documents, and config.json and model/, as train_lm.py leaves
+    them: each seventh document is held out."""
     torch.set_num_threads(1)
     folder, rng = tmp_path_factory.mktemp("sampling"), random.Random(0)
     words = ["the", "of", "nation", "people", "shall", "government", "year", "law"]
     paragraphs = [" ".join(rng.choices(words, k=60)) + "." for _ in range(40)]
     (folder / "text.txt").write_text("\n\n".join(paragraphs))
-    name, options = str(folder / "text.txt"), stream.StreamOptions()
+    name, options = str(folder / "text.txt"), stream.StreamOptions(heldout_every=7)
+    begun = {"data": name, "max_documents": None, "heldout_every": 7}
+    begun["source"] = data.resolve(name).facts()
+    (folder / "config.json").write_text(json.dumps(begun))
     tokenizer = stream.byte_level_bpe(name, 270, folder, options)
     torch.manual_seed(0)
     shape = dict(d_model=16, n_layers=1, n_heads=2, d_ff=32, max_seq_len=32)
@@ -54,7 +60,7 @@ def test_what_was_written_is_not_written_again(made, monkeypatch):
     some = dict(strategies=("greedy", "top-p 0.95"))
     compare_sampling.main(config(made, "part", **some))
     first = json.loads((made / "part" / "result.json").read_text())
-    (made / "part" / "result.json").unlink()
+    (made / "part" / "result.json").unlink()  # as if it had been killed
     (made / "part" / "texts" / "greedy.json").unlink()
     written = []
 
@@ -68,8 +74,21 @@ def test_what_was_written_is_not_written_again(made, monkeypatch):
     again = json.loads((made / "part" / "result.json").read_text())
     assert written == ["greedy"] and again["metrics"] == first["metrics"]
     (made / "part" / "result.json").unlink()
-    with pytest.raises(UserError, match="continues other prompts"):
-        compare_sampling.main(config(made, "part", resume=True, prompt_tokens=5, **some))
+    more = dict(strategies=("greedy", "sampling"))
+    compare_sampling.main(config(made, "part", resume=True, **more))
+    assert written == ["greedy", "sampling"]
+    for other in (dict(prompt_tokens=5), dict(model=str(made / "other")), dict(seed=1)):
+        with pytest.raises(UserError, match="was begun with --"):
+            compare_sampling.main(config(made, "part", resume=True, **some | other))
+
+
+def test_only_what_the_training_held_out_is_continued(made):
+    compare_sampling.main(config(made, "leak", strategies=("greedy",), texts=8))
+    kept = json.loads((made / "leak" / "texts" / "greedy.json").read_text())
+    _, tokenizer = trained.load(made / "model")
+    heldout = (made / "text.txt").read_text().split("\n\n")[6::7]
+    for text in kept["texts"]:
+        assert any(tokenizer.decode(text[:6]) in document for document in heldout)
 
 
 def test_mistakes(made):
@@ -80,11 +99,41 @@ def test_mistakes(made):
     ):
         with pytest.raises(UserError, match=told):
             config(made, "mistake", **options)
+    other = made / "other.txt"
+    other.write_text((made / "text.txt").read_text() + "\n\nOne more document.")
+    with pytest.raises(UserError, match="was trained on .*; give that one"):
+        compare_sampling.main(config(made, "other-text", data=str(other)))
     with pytest.raises(UserError, match="holds out only"):
         compare_sampling.main(config(made, "few", texts=10_000))
     (made / "bare").mkdir()
     (made / "bare" / "config.json").write_text((made / "model" / "config.json").read_text())
     weights = (made / "model" / "model.safetensors").read_bytes()
     (made / "bare" / "model.safetensors").write_bytes(weights)
+    bare = dict(model=str(made / "bare"))
     with pytest.raises(UserError, match="no tokenizer.json"):
-        compare_sampling.main(config(made, "bare-run", model=str(made / "bare")))
+        compare_sampling.main(config(made, "bare-run", **bare))
+    whole = (made / "model" / "tokenizer.json").read_text()
+    (made / "bare" / "tokenizer.json").write_text(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="tokenizer.json is truncated or damaged"):
+        compare_sampling.main(config(made, "bare-run", **bare))
+    (made / "bare" / "tokenizer.json").write_text(whole.replace("<|endoftext|>", "<|end|>"))
+    with pytest.raises(UserError, match="do not fit"):
+        compare_sampling.main(config(made, "bare-run", **bare))
+    (made / "bare" / "tokenizer.json").write_text(whole)
+    (made / "bare" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(UserError, match="model.safetensors is truncated or damaged"):
+        compare_sampling.main(config(made, "bare-run", **bare))
+    (made / "alone" / "model").mkdir(parents=True)
+    for file in (made / "model").iterdir():
+        (made / "alone" / "model" / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(UserError, match="config.json of its training is not in the folder above"):
+        compare_sampling.main(config(made, "alone-run", model=str(made / "alone" / "model")))
+
+
+def test_learned_positions_are_not_left(made):
+    model, _ = trained.load(made / "model")
+    folder = made / "learned" / "model"
+    LanguageModel(replace(model.config, positions="learned", max_seq_len=12)).save(folder)
+    (folder / "tokenizer.json").write_bytes((made / "model" / "tokenizer.json").read_bytes())
+    with pytest.raises(UserError, match="learned 12 positions, and prompt and new tokens are 14"):
+        compare_sampling.main(config(made, "learned-run", model=str(folder)))

@@ -38,3 +38,16 @@ def test_surprise_is_the_cross_entropy_of_what_follows_the_prompt():
     torch.testing.assert_close(found, expected.view(4, 6))
     with pytest.raises(ValueError, match="above 0 and below 9"):
         degeneration.surprise(lambda ids: table[ids], texts, 0)
+
+
+def test_targets_are_told_of_what_was_compared():
+    human = dict(token_loss=3.0, repetition=1.0, distinct=50.0, zipf=1.0)
+    found = {degeneration.HUMAN: human, "greedy": human | {"repetition": 20.0}}
+    found |= {"beam 4": human | {"repetition": 19.0}, "sampling": human}
+    found |= {"top-p 0.95": human | {"token_loss": 2.75, "zipf": 1.2}}
+    told = degeneration.targets(found)
+    assert [line.split(":")[0].split()[1] for line in told] == [
+        "reached", "missed", "reached", "missed",
+    ]  # fmt: skip
+    assert [line.split(":")[1].split()[0] for line in told] == ["greedy", "beam", "top-p", "top-p"]
+    assert degeneration.targets({name: found[name] for name in ("human", "sampling")}) == []

@@ -229,6 +229,22 @@ def test_a_librarys_tokenizer(corpus, tmp_path):
     assert again.to_str() == tokenizer.to_str() and len(list(tmp_path.glob("bpe-*"))) == 1
 
 
+def test_text_is_text_whatever_stands_in_it(tmp_path):
+    """Half a surrogate pair, and the name of the separator."""
+    file = tmp_path / "odd.jsonl"
+    lines = [json.dumps({"text": f"{i} \ud800 {stream.SEPARATOR}."}) + "\n" for i in range(4)]
+    file.write_text("".join(lines))
+    options = StreamOptions(heldout_every=2)
+    tokenizer = stream.byte_level_bpe(str(file), 257, tmp_path, options)
+    separator = tokenizer.token_to_id(stream.SEPARATOR)
+    made = stream.prepare(str(file), tokenizer, separator, tmp_path, options)
+    ids = made.tokens("heldout")
+    assert (ids == separator).sum() == 2 == made.manifest["heldout"]["documents"]
+    text = tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+    assert text == f"1 ? {stream.SEPARATOR}.3 ? {stream.SEPARATOR}."
+    assert len(ids) - 2 == made.n_bytes("heldout") == len(text)
+
+
 @pytest.mark.parametrize("T", [1, 4, 7, 20, 21, 100])
 def test_rows_predict_each_token_once_at_any_length(T):
     tokens = np.arange(22, dtype=np.uint16)

@@ -12,15 +12,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from common.cli import UserError
-from step2_bert.masking import MaskingOptions, Vocabulary, mask_batch
+from step2_bert.masking import MaskingOptions, Vocabulary, draws, mask_batch, sample_keys
 from step3_peripherals.corruption import Corruption, corrupt, noise_mask, poisson_ends
 from step3_peripherals.masking import (
     SPAN_LENGTHS,
     Masking,
     choose_spans,
-    draws,
     mask,
-    sample_keys,
     words_of_span,
 )
 

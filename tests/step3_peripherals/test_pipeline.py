@@ -20,7 +20,7 @@ from datatrove.data import Document
 
 from common import data, formats
 from common.cli import UserError
-from step3_peripherals import blocks, executors, funnel, pipeline, planting
+from step3_peripherals import blocks, executors, funnel, pipeline, planting, quality
 from step3_peripherals.dedup import MinHash
 
 
@@ -143,6 +143,33 @@ def test_the_search_for_duplicates_keeps_the_first(processed, tmp_path):
     assert drops == {"1": "near", "2": "exact", "3": "c4", "4": "exact"}
 
 
+def test_files_that_are_called_alike_have_documents_of_their_own(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "in.txt").write_text(f"Text of folder {folder}.")
+    for source in (tmp_path, f"{tmp_path}/a/in.txt+{tmp_path}/b/in.txt"):
+        units = blocks.units_of(data.resolve(str(source)))
+        found = blocks.ReadUnit(units, None, False)
+        docs = [doc for rank in range(2) for doc in found.run(rank=rank, world_size=2)]
+        assert [doc.id for doc in docs] == ["in.txt/0", "in.txt~2/0"]
+        assert [doc.text[-2] for doc in docs] == ["a", "b"]
+
+
+def test_the_target_is_judged_by_all_that_was_planted(capsys):
+    kinds = {kind: {"planted": 30, "reached": 20, "found": 20} for kind in planting.KINDS}
+    kinds |= {"near90": {"planted": 30, "reached": 20, "found": 19}, "clean": {"found": 0}}
+    assert funnel.target(kinds).startswith("target reached: exact 100.0 % (>= 100), near90 95.0 %")
+    for kind, found in (("exact", 19), ("near90", 18), ("mojibake", 19), ("clean", 1)):
+        worse = kinds | {kind: kinds[kind] | {"found": found}}
+        assert funnel.target(worse).startswith("target missed: "), kind
+    none = kinds | {"exact": {"planted": 3, "reached": 0, "found": 0}}
+    assert funnel.target(none).startswith("target missed: near90 95.0 %")
+    funnel.show([], none, {}, {})
+    assert re.search(r"exact +3 +0 +0 +-", capsys.readouterr().out)
+    del kinds["mojibake"]
+    assert funnel.target(kinds).startswith("target missed: ")
+
+
 def test_chinese_and_other_languages(tmp_path):
     chinese = "联合国大会由全体会员国组成，每年举行一次会议，讨论有关世界和平的重大问题。\n"
     chinese += "它的目的是维护国际和平与安全，发展各国之间的友好关系，促成国际合作。\n"
@@ -240,8 +267,13 @@ def test_killed_and_resumed_it_ends_the_same(reviews, tmp_path, capsys):
     usual = pipeline.Config(**options, out=str(out), workers=1)
     with pytest.raises(UserError, match="continue it with --resume"):
         pipeline.main(usual)
-    with pytest.raises(UserError, match="began with other text or options"):
+    with pytest.raises(UserError, match="was begun with --plant 0.5"):
         pipeline.main(replace(usual, plant=0.1, resume=True))
+    before = (reviews / "b.jsonl").read_text()
+    (reviews / "b.jsonl").write_text(before + json.dumps({"text": "One more."}) + "\n")
+    with pytest.raises(UserError, match="is not what it was when"):
+        pipeline.main(replace(usual, resume=True))
+    (reviews / "b.jsonl").write_text(before)
     pipeline.main(replace(usual, resume=True))
     assert capsys.readouterr().out.splitlines()[-1] == f"result: {out / 'result.json'}"
     assert {name: (markers / name).stat().st_mtime_ns for name in finished} == finished
@@ -255,6 +287,8 @@ def test_killed_and_resumed_it_ends_the_same(reviews, tmp_path, capsys):
     assert str(tmp_path) not in json.dumps(result["metrics"])
     pipeline.main(replace(usual, resume=True))
     assert "is complete" in capsys.readouterr().out
+    with pytest.raises(UserError, match="was begun with --tasks 6"):
+        pipeline.main(replace(usual, tasks=3, resume=True))
 
 
 CLUSTER = {
@@ -347,3 +381,12 @@ def test_a_document_of_one_long_line(tmp_path):
     for block in blocks_:
         flow = block.run(flow)
     assert len(list(flow)) == 1
+
+
+def test_a_line_that_is_far_too_long_costs_little(tmp_path, monkeypatch):
+    """It falls by its number of words, before the rules that count its n-grams."""
+    (tmp_path / "in.txt").write_text("The men and the women of the law have to go. " * 12_000)
+    monkeypatch.setattr(quality, "Ngrams", None)
+    in_process(stages(tmp_path / "in.txt", tmp_path / "out", tasks=1))
+    (fallen,) = blocks.rows(tmp_path / "out" / "dropped")
+    assert (fallen["filter"], fallen["reason"]) == ("statistics", "many words")
