@@ -152,8 +152,7 @@ def main(config: Config) -> None:
             for kind, scores in (("perplexity", perplexity), ("bits per byte", bits))
             for name in found
             for length, entry in scores[name].items()
-        }
-        | {f"tokens per second of {n}": runs.metric(v, unit="tokens/s") for n, v in speed.items()},
+        },
         paper={f"{n} trained at {length}": values for (n, length), values in paper.items()},
         compare_to=[],
         model=trained[0]["model"],
