@@ -17,16 +17,16 @@ Last, BPE-dropout and unigram sampling, as a regularisation: on a small part of 
 read many times, segmented anew each time or always alike.
 """
 
-import json
 from dataclasses import dataclass
 from typing import Literal
 
 from common import cli, data, engine, runs
 from common.cli import UserError
 from common.runs import say
-from step3_peripherals import tokenizer_lm, tokenizer_study, tokenizer_table
+from step3_peripherals import resuming, tokenizer_lm, tokenizer_study, tokenizer_table
 from step3_peripherals.tokenizer_study import ALGORITHMS
 
+TIMING = "processor time of one core, caches empty, in turn with the library"
 GAIN = 1.25  # the target: bytes a token at the largest size, as a multiple of those at the smallest
 
 
@@ -41,7 +41,8 @@ class Config(cli.RunConfig):
     algorithms: tuple[str, ...] = tuple(ALGORITHMS)
     """What to compare."""
     sizes: tuple[int, ...] = (1024, 2048, 4096, 8192, 16_384, 32_768)
-    """Sizes of vocabulary; those smaller than a text's alphabet are skipped."""
+    """Sizes of vocabulary; those that a text has too many characters or too few words for are
+    skipped."""
     lm_sizes: tuple[int, ...] = (1024, 4096, 16_384)
     """Of these, the ones that language models are trained on."""
     teraflops: float = 1.0
@@ -67,13 +68,14 @@ class Config(cli.RunConfig):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of matrix products."""
     repeats: int = 3
-    """Measurements of speed, of which the best counts."""
+    """Measurements of speed, of which the median counts."""
     slice_minutes: float | None = None
     """Stop with checkpoints and exit code 75 after this many minutes; --resume goes on."""
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("seeds", "teraflops", "heldout_every", "repeats", "slice_minutes"):
+        above = ("seeds", "teraflops", "heldout_every", "repeats", "slice_minutes", "n_layers")
+        for name in (*above, "batch_size", "learning_rate", "sampling_kilobytes"):
             cli.check(self, name, "above 0", lambda value: value > 0)
         cli.check(self, "dropout", "between 0 and 1", lambda value: 0 <= value <= 1)
         cli.check(self, "alpha", "0 or more", lambda value: value >= 0)
@@ -103,14 +105,14 @@ PRESETS = {
 }  # fmt: skip
 
 
-FREE = {"out", "resume", "tracker", "seeds", "slice_minutes"}
+FREE = {"out", "resume", "tracker", "slice_minutes"}
+MORE = {"algorithms", "sizes", "lm_sizes", "seeds"}
 
 
 def main(config: Config) -> None:
     run = runs.Run.open(config, f"step3_peripherals/compare-tokenizers-{config.preset}")
-    if run.finished():
+    if resuming.finished(run, config, free=FREE, more=MORE):
         return
-    check_unchanged(run, config)
     accelerator = engine.accelerator(config)
     text = tokenizer_study.read(config.data, config.max_documents, config.heldout_every)
     data.record(run.path, text.source)
@@ -156,6 +158,7 @@ def main(config: Config) -> None:
             f"{name} {what}": several for (name, what), several in (trained | sampled).items()
         },
         heldout_bytes=text.n_bytes,
+        timing=f"{TIMING}, median of {config.repeats}",
         tokens=sum(one["tokens"] for one in every),
         seconds=round(
             sum(one["seconds"] for one in every)
@@ -165,16 +168,6 @@ def main(config: Config) -> None:
         seeds=list(seeds),
         config=cli.as_dict(config),
     )
-
-
-def check_unchanged(run: runs.Run, config: Config) -> None:
-    """Raises UserError if the run was begun with other settings: its results would be mixed."""
-    begun = json.loads((run.path / "config.json").read_text())
-    now = json.loads(json.dumps(cli.as_dict(config)))
-    for name in sorted(now.keys() - FREE):
-        if begun.get(name) != now[name]:
-            flag = f"--{name.replace('_', '-')} {begun.get(name)}"
-            raise UserError(f"{run.path} was begun with {flag}: go on so, or choose another --out")
 
 
 if __name__ == "__main__":

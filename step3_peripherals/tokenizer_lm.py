@@ -10,7 +10,6 @@ fewer tokens, for its output layer is dear, and each token is more text.
 """
 
 import json
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 
 from common import batching, cli, engine, runs, subruns
 from step3_peripherals.language_model import LanguageModel, LanguageModelConfig
-from step3_peripherals.lm_objective import heldout_scores, losses
+from step3_peripherals.lm_objective import bits_per_byte, heldout_scores, losses
 from step3_peripherals.stream import Rows
 from step3_peripherals.tokenizer_study import ALGORITHMS, Text, gap_bits
 
@@ -152,10 +151,11 @@ def train(
         index for passage in text.heldout for index in (separator, *tokenizer.encode(passage))
     ]
     scored = Rows(np.array(heldout), config.max_seq_len)
-    nats = heldout_scores(model, scored)["token_loss"] * scored.n_targets
+    nats = heldout_scores(model, scored)["token_loss"]
+    lost = lost_bits / text.n_bytes
     result = {
-        "bits_per_byte": (nats / math.log(2) + lost_bits) / text.n_bytes,
-        "lost_bits_per_byte": lost_bits / text.n_bytes,
+        "bits_per_byte": bits_per_byte(nats, scored.n_targets, text.n_bytes) + lost,
+        "lost_bits_per_byte": lost,
         "tokens": state.tokens,
         "bytes": n_bytes,
         "epochs": n_bytes / sum(len(passage.encode()) for passage in passages),

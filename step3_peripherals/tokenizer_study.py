@@ -10,17 +10,18 @@ is lost must be paid for where vocabularies are compared by bits, or the one tha
 """
 
 import math
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from common import data, runs
 from common.cli import UserError
+from step3_peripherals.vocabulary.base import read_json
 from step3_peripherals.vocabulary.bpe import BPE, SPACE
 from step3_peripherals.vocabulary.byte_level import ByteLevelBPE
 from step3_peripherals.vocabulary.normalize import chunks, is_han, words
@@ -58,7 +59,7 @@ def read(name: str, max_documents: int | None, heldout_every: int) -> Text:
     for i, paragraphs in enumerate(islice(data.documents(source), max_documents), 1):
         (train if i % heldout_every else heldout).extend(passages(paragraphs))
     if not (train and heldout):
-        raise UserError(f"{name}: too few documents to hold each {heldout_every}th one out")
+        raise UserError(f"{name}: too few documents to hold one in {heldout_every} out")
     visible = "".join("".join(heldout).split())
     return Text(train, heldout, sum(map(is_han, visible)) > len(visible) / 5, source.facts())
 
@@ -93,7 +94,7 @@ def _library_sentencepiece(folder: Path) -> Callable[[str], list[int]]:
 
 
 def _unknown_characters(tokenizer: BPE, text: str) -> Iterator[str]:
-    return (c for c in text if c not in tokenizer.vocab and c != " ")
+    return (c for c in text if c.replace(" ", SPACE) not in tokenizer.vocab)
 
 
 def _unknown_pieces(tokenizer: Unigram, text: str) -> Iterator[str]:
@@ -136,24 +137,26 @@ ALGORITHMS = {
 def build(name: str, vocab_size: int, text: Text, folder: Path, repeats: int) -> dict[str, Any]:
     """Learn a vocabulary into `folder`, and measure it on the held-out text; or say why not.
 
-    The facts, which are also written there: {"skipped": why}, or numbers as `measure` has them.
+    The facts, which are also written there: {"skipped": why}, or `training_seconds` (of processor
+    time) and the numbers that `measure` has.
     What is there already is not done again.
     """
     file = folder / "facts.json"
     if file.exists():
-        from step3_peripherals.vocabulary.base import read_json
-
         return read_json(file)
-    algorithm, start = ALGORITHMS[name], time.perf_counter()
+    algorithm, start = ALGORITHMS[name], time.process_time()
     try:
         tokenizer = algorithm.train(text.train, vocab_size)
+        if (found := tokenizer.vocab_size) < vocab_size:
+            told = f"a vocabulary of {vocab_size:,} is too large: this text has use for {found:,}"
+            raise UserError(f"{told} tokens")
     except UserError as error:
         if "too small" not in str(error) and "too large" not in str(error):
             raise
         facts = {"skipped": str(error)}
         folder.mkdir(parents=True, exist_ok=True)
     else:
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         tokenizer.save(folder)
         facts = {"training_seconds": seconds} | measure(algorithm, text, folder, repeats)
     runs.write_json(file, facts)
@@ -164,13 +167,13 @@ def measure(algorithm: Algorithm, text: Text, folder: Path, repeats: int) -> dic
     """Numbers of the vocabulary saved in `folder`, on the held-out text.
 
     `bytes_per_token`; `fertility`; `unknown_tokens` and `unknown_characters` (shares); `in_use`
-    (share of the vocabulary); `unknown_bits` (see above); `ours` and `library` (MB/s, one core,
-    the best of `repeats`, each from a cold start); `equal` (share of passages with the same ids).
+    (share of the vocabulary); `unknown_bits` (see above); `ours` and `library` (MB a second of
+    processor time, the median of `repeats` in turn, each with its caches empty); `equal` (share of
+    passages with the same ids).
     """
-    load_ours = partial(algorithm.kind.load, folder)
-    ours, encoded = _speed(lambda: load_ours().encode, text, repeats)
-    library, expected = _speed(lambda: algorithm.library(folder), text, repeats)
-    tokenizer = load_ours()
+    tokenizer = algorithm.kind.load(folder)
+    loaders = (lambda: algorithm.kind.load(folder).encode, lambda: algorithm.library(folder))
+    (ours, encoded), (library, expected) = _speeds(loaders, text, repeats)
     unknown = [part for passage in text.heldout for part in algorithm.unknown(tokenizer, passage)]
     n_tokens = sum(map(len, encoded))
     n_characters = sum(map(len, text.heldout))
@@ -189,15 +192,19 @@ def measure(algorithm: Algorithm, text: Text, folder: Path, repeats: int) -> dic
     }
 
 
-def _speed(load: Callable[[], Callable], text: Text, repeats: int) -> tuple[float, list[list[int]]]:
-    """MB/s, and the ids of each passage."""
-    best = math.inf
+def _speeds(
+    loaders: Iterable[Callable[[], Callable]], text: Text, repeats: int
+) -> list[tuple[float, list[list[int]]]]:
+    """MB/s of each, and the ids of each passage. They take turns, so that whatever slows the
+    machine for a while slows all; processor time leaves out what waits for other programs."""
+    found: list[list] = [[[], None] for _ in loaders]
     for _ in range(repeats):
-        encode = load()
-        start = time.perf_counter()
-        encoded = [encode(passage) for passage in text.heldout]
-        best = min(best, time.perf_counter() - start)
-    return text.n_bytes / 1e6 / best, encoded
+        for load, one in zip(loaders, found, strict=True):
+            encode = load()
+            start = time.process_time()
+            one[1] = [encode(passage) for passage in text.heldout]
+            one[0].append(time.process_time() - start)
+    return [(text.n_bytes / 1e6 / statistics.median(times), ids) for times, ids in found]
 
 
 def gap_bits(text: Text) -> float:

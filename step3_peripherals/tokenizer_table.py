@@ -148,7 +148,7 @@ def plot(facts: Facts, trained: Scores, sampled: Scores, title: str, path: Path)
         axis.legend(fontsize=8)
     length.set(title="bytes a token")
     bits.set(title="bits a byte at equal FLOPs (lower is better)")
-    speed.set(title="encoding, MB/s: ours, library's (hatched)", yscale="log")
+    speed.set(title="MB/s at the largest size: ours, library's (hatched)", yscale="log")
     speed.set_xticks([i + 0.2 for i in range(len(names))], names)
     for y, ((name, _), scores) in enumerate(sampled.items()):
         entry = _bits(scores)

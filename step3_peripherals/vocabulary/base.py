@@ -1,6 +1,7 @@
 """What all vocabularies share: text that is Unicode, and files that are what they should be."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,22 @@ def valid_unicode(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def several(texts: Iterable[str]) -> Iterable[str]:
+    """`texts`. Raises UserError if it is one text: its characters would be taken for texts."""
+    if isinstance(texts, str):
+        raise UserError("a vocabulary is learned from a list of texts: write [text]")
+    return texts
+
+
+def known(ids: Iterable[int], vocab_size: int) -> list[int]:
+    """`ids`. Raises UserError for one out of range; below 0, Python would count from behind."""
+    ids = list(ids)
+    for index in (min(ids, default=0), max(ids, default=0)):
+        if not 0 <= index < vocab_size:
+            raise UserError(f"id {index} is not from 0 to {vocab_size - 1}")
+    return ids
 
 
 def read_text(file: str | Path) -> str:

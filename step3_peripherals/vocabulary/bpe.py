@@ -22,7 +22,7 @@ import regex
 
 from common import runs
 from common.cli import UserError
-from step3_peripherals.vocabulary.base import read_json, read_text, valid_unicode
+from step3_peripherals.vocabulary.base import known, read_json, read_text, several, valid_unicode
 
 SPACE = "▁"
 LONGEST_LEARNED = 1_000  # symbols; what is longer is no word, but data or a text without spaces
@@ -207,10 +207,11 @@ class BPE:
     ) -> Self:
         """`learn` from texts, with its `options`; of the texts only distinct words are held.
 
-        SPECIAL_TOKENS and then `special_tokens` have the lowest ids.
+        SPECIAL_TOKENS and then `special_tokens` have the lowest ids. Raises UserError as `learn`
+        does, and for one text in place of several.
         """
         words: Counter[str] = Counter()
-        for text in texts:
+        for text in several(texts):
             words.update(cls._split(text))
         words = Counter({cls._write(word): count for word, count in words.items()})
         special_tokens = (*cls.SPECIAL_TOKENS, *special_tokens)
@@ -263,8 +264,10 @@ class BPE:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; special tokens stand in it as they are called."""
-        return "".join(map(self._tokens.__getitem__, ids)).replace(SPACE, " ")
+        """The text of `ids`; special tokens stand in it as they are called. Raises UserError for an
+        id out of range."""
+        pieces = (self._tokens[index] for index in known(ids, self.vocab_size))
+        return "".join(pieces).replace(SPACE, " ")
 
     def _encode_word(self, word: str, dropout: float, rng) -> list[int]:
         unknown = self.vocab.get(self.UNKNOWN)

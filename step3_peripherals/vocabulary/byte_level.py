@@ -12,7 +12,7 @@ from itertools import chain
 import regex
 
 from common.cli import UserError
-from step3_peripherals.vocabulary.base import valid_unicode
+from step3_peripherals.vocabulary.base import known, valid_unicode
 from step3_peripherals.vocabulary.bpe import BPE
 
 END_OF_TEXT = "<|endoftext|>"
@@ -69,5 +69,7 @@ class ByteLevelBPE(BPE):
             return token.encode()
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that are no UTF-8 become U+FFFD."""
-        return b"".join(map(self._bytes.__getitem__, ids)).decode(errors="replace")
+        """The text of `ids`; bytes that are no UTF-8 become U+FFFD. Raises UserError for an id out
+        of range."""
+        written = (self._bytes[index] for index in known(ids, self.vocab_size))
+        return b"".join(written).decode(errors="replace")

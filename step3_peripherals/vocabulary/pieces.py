@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from common.cli import UserError
-from step3_peripherals.vocabulary.base import valid_unicode
+from step3_peripherals.vocabulary.base import known, valid_unicode
 from step3_peripherals.vocabulary.sentencepiece_model import SPACE, Kind, Model
 
 FILE = "spiece.model"
@@ -146,9 +146,7 @@ class SentencePieces:
         """
         model, text, held = self.model, [], bytearray()
         strip = model.add_dummy_prefix or model.remove_extra_spaces
-        for index in ids:
-            if not 0 <= index < self.vocab_size:
-                raise UserError(f"id {index} is not from 0 to {self.vocab_size - 1}")
+        for index in known(ids, self.vocab_size):
             piece = model.pieces[index]
             if piece.kind == Kind.BYTE:
                 held.append(self._byte_of[index])

@@ -5,10 +5,13 @@ concatenation is a piece, the pair with the best score is merged, the leftmost f
 neighbours make a piece. Characters without a piece are then written as their bytes.
 """
 
+import re
 from heapq import heappop, heappush
 
-from step3_peripherals.vocabulary.pieces import SentencePieces
-from step3_peripherals.vocabulary.sentencepiece_model import BPE, Kind, Model
+from step3_peripherals.vocabulary.pieces import CACHED_LENGTH, CACHED_WORDS, SentencePieces
+from step3_peripherals.vocabulary.sentencepiece_model import BPE, SPACE, Kind, Model
+
+WORD = re.compile(f"{SPACE}*[^{SPACE}]+|{SPACE}+")
 
 
 class ScoredBPE(SentencePieces):
@@ -20,8 +23,24 @@ class ScoredBPE(SentencePieces):
         super().__init__(model)
         self.score = {piece: model.pieces[index].score for piece, index in self.visible.items()}
         self._whole = {p.text for p in model.pieces if p.kind == Kind.USER_DEFINED}
+        # No merge makes what is no piece. So if none has a ▁ behind another character, words are
+        # cut by themselves.
+        self.divisible = not any(len(WORD.findall(piece)) > 1 for piece in self.visible)
+        self._cache: dict[str, list[str]] = {}
 
     def segment(self, text: str) -> list[str]:
+        """Normalised text, merged as above."""
+        pieces: list[str] = []
+        for word in WORD.findall(text) if self.divisible else [text]:
+            found = self._cache.get(word)
+            if found is None:
+                found = self._merge_all(word)
+                if len(word) <= CACHED_LENGTH and len(self._cache) < CACHED_WORDS:
+                    self._cache[word] = found
+            pieces += found
+        return pieces
+
+    def _merge_all(self, text: str) -> list[str]:
         symbols = self.normalize.split_user_defined(text)
         size = len(symbols)
         before, after = list(range(-1, size - 1)), list(range(1, size + 1))

@@ -71,7 +71,7 @@ class Model:
             pieces = [_piece(dict(messages(v))) for number, v in fields if number == 1]
             outer = dict(fields)
             trainer = dict(messages(outer[2]))
-            normalizer = dict(messages(outer.get(3, b"")))
+            normalizer = dict(messages(outer[3]))
             charsmap = normalizer.get(2, b"")
             if not pieces:
                 raise ValueError

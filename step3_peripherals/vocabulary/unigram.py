@@ -18,7 +18,6 @@ import re
 from array import array
 from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
-from itertools import repeat
 from typing import Self
 
 import numpy as np
@@ -30,7 +29,8 @@ from step3_peripherals.vocabulary.sentencepiece_model import SPACE, UNIGRAM, Kin
 
 UNKNOWN_PENALTY = 10.0  # below the lowest score of any piece
 USER_DEFINED_SCORE = -0.1  # above nearly all
-MARGIN = 1.0  # nats; far more than 32-bit sums go wrong by, in a text of a million characters
+LEAST_SUM = -1e5  # of log p; a sum below it begins anew, from 0
+MARGIN = 1.0  # nats; far more than 32-bit sums of that size go wrong by
 Edge = tuple[int, float]  # its other end, log p
 
 
@@ -48,13 +48,14 @@ class Unigram(SentencePieces):
             elif piece.kind == Kind.USER_DEFINED:
                 scores[piece.text] = USER_DEFINED_SCORE
         normal = [piece.score for piece in model.pieces if piece.kind == Kind.NORMAL]
-        self.unknown_score = min(normal, default=0.0) - UNKNOWN_PENALTY
+        (self.unknown_score,) = array("f", [min(normal, default=0.0) - UNKNOWN_PENALTY])  # rounded
         # A trie in a dictionary: every prefix of a piece is a key; those that are no piece: None.
         self.trie: dict[str, float | None] = {
             piece[:end]: None for piece in scores for end in range(1, len(piece))
         } | scores
+        self._longest = max(map(len, scores), default=1)
         self.divisible = not any(SPACE in piece[1:] for piece in scores)
-        self._cache: dict[str, list[tuple[int, int, float]]] = {}
+        self._cache: dict[str, tuple[list[str], list[tuple[int, int, float]]]] = {}
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, **options) -> Self:
@@ -89,32 +90,40 @@ class Unigram(SentencePieces):
 
     def viterbi(self, text: str) -> list[str]:
         """The likeliest segmentation, near-ties decided as `sentencepiece` does: by sums of log p
-        over the whole text in 32 bits. In double precision, words leave little to decide."""
-        best, starts = array("f", [0.0]), [0]  # at each node; its edge on the best way comes thence
-        at = 0
+        over the text in 32 bits, which begin anew at a node where the best is below LEAST_SUM. In
+        double precision, words leave little to decide."""
+        pieces: list[str] = []
+        total = array("f", [0.0])  # of the best way so far; an array rounds
         for word in self._words(text):
-            best.extend(repeat(-math.inf, len(word)))
-            starts.extend(repeat(-1, len(word)))
-            for start, end, score in self._likely_edges(word):
-                old = best[at + end]
-                if (new := best[at + start] + score) > old:
-                    best[at + end] = new  # rounds it
-                    if best[at + end] > old:
-                        starts[at + end] = at + start
-            at += len(word)
-
-        pieces, end = [], len(text)
-        while end:
-            pieces.append(text[starts[end] : end])
-            end = starts[end]
-        return pieces[::-1]
+            only, edges = self._likely_ways(word)
+            if only:
+                for _, _, score in edges:
+                    total[0] = score + (total[0] if total[0] >= LEAST_SUM else 0.0)
+                pieces += only
+                continue
+            size = len(word)
+            best = total + array("f", [-math.inf]) * size  # at each node
+            starts = [0] * (size + 1)  # where its edge on the best way comes from
+            for start, end, score in edges:
+                if (least := best[start]) < LEAST_SUM:
+                    for node in range(start, min(start + self._longest, size) + 1):
+                        best[node] -= least
+                old = best[end]
+                if (new := best[start] + score) > old:
+                    best[end] = new
+                    if best[end] > old:
+                        starts[end] = start
+            pieces += _cut(word, starts)
+            total[0] = best[size]
+        return pieces
 
     def _words(self, text: str) -> list[str]:
         """What can be segmented by itself: before ▁ a piece always ends, if none has it inside."""
         return re.findall(f"{SPACE}[^{SPACE}]*|[^{SPACE}]+", text) if self.divisible else [text]
 
-    def _likely_edges(self, word: str) -> list[tuple[int, int, float]]:
-        """(start, end, log p) of the edges on ways less than MARGIN worse than the best one."""
+    def _likely_ways(self, word: str) -> tuple[list[str], list[tuple[int, int, float]]]:
+        """The edges (start, end, log p) on ways less than MARGIN worse than the best one; and the
+        pieces, where there is no other such way."""
         found = self._cache.get(word)
         if found is None:
             size = len(word)
@@ -126,7 +135,9 @@ class Unigram(SentencePieces):
             for s, e, score in reversed(edges):
                 ahead[s] = max(ahead[s], score + ahead[e])
             least = behind[-1] - MARGIN
-            found = [(s, e, p) for s, e, p in edges if behind[s] + p + ahead[e] >= least]
+            edges = [(s, e, p) for s, e, p in edges if behind[s] + p + ahead[e] >= least]
+            alone = len({start for start, _, _ in edges}) == len(edges)
+            found = [word[s:e] for s, e, _ in edges] if alone else [], edges
             if size <= CACHED_LENGTH and len(self._cache) < CACHED_WORDS:
                 self._cache[word] = found
         return found
@@ -177,6 +188,15 @@ class Unigram(SentencePieces):
                 after = behind + score
                 heappush(heap, (-best[start] - after, start, after, (text[start:t], *pieces)))
         return found
+
+
+def _cut(word: str, starts: list[int]) -> list[str]:
+    """The pieces of the way that comes to each node from `starts`, read from the end."""
+    pieces, end = [], len(word)
+    while end:
+        pieces.append(word[starts[end] : end])
+        end = starts[end]
+    return pieces[::-1]
 
 
 def _logsum(values: Iterable[float]) -> float:

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from common.cli import UserError
-from step3_peripherals.vocabulary.base import valid_unicode
+from step3_peripherals.vocabulary.base import several, valid_unicode
 from step3_peripherals.vocabulary.sentencepiece_model import SPACE, Kind, Model, Piece
 
 CONTROLS = ("<s>", "</s>")
@@ -39,7 +39,8 @@ def learn(
     """A model of exactly `vocab_size` pieces, <unk>, <s>, </s> and every character among them.
 
     Texts are taken as they are, no NFKC; runs of spaces are one. Raises UserError for no text,
-    text with too few substrings for `vocab_size`, and `vocab_size` less than the characters.
+    one text in place of several, text with too few substrings for `vocab_size`, and `vocab_size`
+    less than the characters.
     """
     words = count_words(texts)
     target = vocab_size - len(SPECIAL)
@@ -92,7 +93,7 @@ def learn(
 def count_words(texts: Iterable[str]) -> Counter[str]:
     """How often each word stands in the texts, written with the ▁ that stands for its space."""
     words: Counter[str] = Counter()
-    for text in texts:
+    for text in several(texts):
         words.update(valid_unicode(text).replace(SPACE, " ").split(" "))
     counts: Counter[str] = Counter()
     for word, count in words.items():

@@ -26,7 +26,7 @@ from typing import Self
 from common.cli import UserError
 from common.runs import write_json, write_text
 from step3_peripherals.vocabulary import bpe
-from step3_peripherals.vocabulary.base import read_json, read_text
+from step3_peripherals.vocabulary.base import known, read_json, read_text, several
 from step3_peripherals.vocabulary.normalize import chunks, words
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -76,8 +76,10 @@ class WordPiece:
         return [self._tokens[index] for index in self.encode(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The words of `ids` with a space between; what normalisation took away is lost."""
-        return " ".join(map(self._tokens.__getitem__, ids)).replace(f" {PREFIX}", "")
+        """The words of `ids` with a space between; what normalisation took away is lost. Raises
+        UserError for an id out of range."""
+        pieces = (self._tokens[index] for index in known(ids, self.vocab_size))
+        return " ".join(pieces).replace(f" {PREFIX}", "")
 
     def _pieces(self, word: str) -> list[int]:
         """Greedy longest match; a word with a part that no piece matches is [UNK] as a whole."""
@@ -113,10 +115,10 @@ class WordPiece:
 
         The ids are first `special_tokens`, then the characters with ##, those without, the merges.
         `likelihood` prefers pairs of rare symbols: give it a `min_frequency`, such as 10, or it
-        spends the vocabulary on misprints. Raises UserError as `bpe.learn` does.
+        spends the vocabulary on misprints. Raises UserError as `BPE.train` does.
         """
         seen: Counter[str] = Counter()
-        for text in texts:
+        for text in several(texts):
             seen.update(chunks(text))
         counts: Counter[Word] = Counter()
         for chunk, count in seen.items():
@@ -158,6 +160,8 @@ class WordPiece:
         tokenizer_config.json says otherwise."""
         config = Path(folder) / "tokenizer_config.json"
         options = read_json(config) if config.is_file() else {}
+        if not isinstance(options, dict):
+            raise UserError(f"{config}: not a JSON object")
         return cls.from_vocab(Path(folder) / "vocab.txt", options.get("do_lower_case", True))
 
     def save(self, folder: str | Path) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from common import data
 from step3_peripherals.vocabulary.pieces import SentencePieces
 from step3_peripherals.vocabulary.scored_bpe import ScoredBPE
+from step3_peripherals.vocabulary.sentencepiece_model import Kind, Model, Piece
 from step3_peripherals.vocabulary.unigram import Unigram
 
 MIRROR = Path(os.environ.get("GYM_DATA") or "/nowhere") / "vocab"
@@ -103,6 +104,17 @@ def test_any_ids_are_decoded_as_by_the_library(pair, seed):
 def test_long_texts_are_encoded_as_by_the_library(pair):
     ours, theirs = pair
     for text in [" ".join(sotu(2)), "0123456789" * 2000, " ".join(["666 1911"] * 3000)]:
+        assert ours.encode(text) == theirs.encode(text)
+
+
+def test_sums_of_a_very_long_text_begin_anew_as_the_library_s_do(tmp_path):
+    """Two ways to cut aba, nearly as likely: 32-bit sums far below -100,000 are too coarse."""
+    scores = {"▁x": -9.3, "a": -3.0, "ab": -3.98, "ba": -4.0, "b": -9.0, "▁": -7.0, "x": -9.1}
+    special = [Piece("<unk>", 0.0, Kind.UNKNOWN), Piece("<s>", 0.0, Kind.CONTROL)]
+    ours = Unigram(Model([*special, *(Piece(text, score) for text, score in scores.items())]))
+    ours.save(tmp_path)
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
+    for text in ("xaba " * 40_000, "xaba" * 40_000):
         assert ours.encode(text) == theirs.encode(text)
 
 

@@ -103,6 +103,11 @@ def test_a_vocabulary_smaller_than_the_alphabet_is_an_error():
     assert BPE.train(["abc"], 5, special_tokens=["<s>"]).vocab_size == 5
 
 
+def test_one_text_in_place_of_several_is_an_error():
+    with pytest.raises(UserError, match=r"list of texts: write \[text\]"):
+        BPE.train("the cat", 100)
+
+
 def test_texts_are_gone_through_once():
     assert BPE.train(iter(CORPUS), 60).merges == trained().merges
 
@@ -143,6 +148,13 @@ def test_unknown_characters_and_special_tokens():
     assert vocabulary.tokens("a文b") == ["a", "<unk>", "b"]
     assert vocabulary.decode([1, 0]) == "<s><unk>"
     assert vocabulary.tokens("<s>") == ["<unk>"] * 3
+
+
+def test_an_id_out_of_range_is_an_error():
+    assert trained().decode([]) == ""
+    for index in (-1, trained().vocab_size):
+        with pytest.raises(UserError, match=f"id {index} is not from 0 to 53"):
+            trained().decode([0, index, 1])
 
 
 def test_long_words_are_cut(monkeypatch):

@@ -112,3 +112,9 @@ def test_save_and_load(tmp_path):
     loaded = ByteLevelBPE.load(tmp_path)
     assert loaded.encode(CORPUS[0]) == trained().encode(CORPUS[0])
     assert (loaded.vocab, loaded.merges) == (trained().vocab, trained().merges)
+
+
+def test_an_id_out_of_range_is_an_error():
+    for index in (-1, trained().vocab_size):
+        with pytest.raises(UserError, match=f"id {index} is not from 0 to 293"):
+            trained().decode([index])

@@ -97,15 +97,22 @@ def test_a_comparison_is_made_once_and_told_whole(capsys, monkeypatch):
                for several in trained.values() for one in several)  # fmt: skip
     assert metrics["unknown tokens of bpe at 60"]["value"] > 0
 
-    # What is done is not done again; another seed is added
+    assert found["timing"].endswith("median of 1")
+
+    # What is done is not done again, and not under other settings
     Path("run/result.json").unlink()
-    monkeypatch.setattr(tokenizer_study, "measure", None)
-    monkeypatch.setattr(engine, "train", None)
-    assert call(*three, "--seeds", 2, "--resume") == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(tokenizer_study, "measure", None)
+        patched.setattr(engine, "train", None)
+        assert call(*three, "--seeds", 2, "--resume") == 0
     assert read("run/result.json")["metrics"] == metrics
-    Path("run/result.json").unlink()
-    assert call(*three, "--dropout", 0.5, "--resume") == 2
+    assert call(*three, "--seeds", 2, "--dropout", 0.5, "--resume") == 2
     assert "was begun with --dropout 0.1" in capsys.readouterr().err
+
+    # To a run that is complete, seeds and sizes can be added
+    assert call(*three, "--seeds", 3, "--sizes", 60, 70, "--resume") == 0
+    more = read("run/result.json")["metrics"]
+    assert more["bits per byte of bpe at 60"]["n"] == 3 and "bytes per token of bpe at 70" in more
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -126,6 +133,38 @@ def test_facts_by_hand(name, tmp_path):
     assert found["unknown_tokens"] == pytest.approx(2 * len(unknown) / len(ids))
     n_characters = sum(map(len, study.heldout))
     assert found["unknown_characters"] == pytest.approx(2 * len("".join(unknown)) / n_characters)
+
+
+def test_a_space_that_is_unknown_is_charged_like_any_character(tmp_path):
+    study = text(["abab", "aabb"], ["ab a", "b b"])
+    found = tokenizer_study.build("bpe", 5, study, tmp_path / "v", 1)
+    assert found["unknown_characters"] == 2 / 7 and found["unknown_bits"] == 2 * 8 * 2
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_size_that_a_text_cannot_fill_is_skipped(name, tmp_path):
+    found = tokenizer_study.build(name, 999, text(["a b"], ["b"]), tmp_path / "v", 1)
+    assert found["skipped"].startswith("a vocabulary of 999 is too large: this text has use for")
+
+
+def test_speeds_are_medians_of_turns_in_processor_time(monkeypatch):
+    clock, turns = [0.0], []
+
+    def load(name, durations):
+        durations = iter(durations)
+
+        def encode(passage):
+            turns.append(name)
+            clock[0] += next(durations)
+            return [len(passage)]
+
+        return lambda: encode
+
+    monkeypatch.setattr(tokenizer_study.time, "process_time", lambda: clock[0])
+    loaders = load("ours", [9.0, 2.0, 1.0]), load("library", [4.0, 4.0, 5.0])
+    found = tokenizer_study._speeds(loaders, text([], ["x" * 10**6]), 3)
+    assert turns == ["ours", "library"] * 3
+    assert found == [(0.5, [[10**6]]), (0.25, [[10**6]])]
 
 
 def test_text_is_tidied_and_cut_in_whole_paragraphs():
@@ -225,6 +264,9 @@ def test_what_is_lost_is_added_to_the_score(tokenizer):
         (["--sizes", 0], "--sizes 0 must be above 0"),
         (["--dropout", 1.5], "--dropout 1.5 must be between 0 and 1"),
         (["--d-model", 48], "--d-model 48 must be a multiple of 32"),
+        (["--n-layers", 0], "--n-layers 0 must be above 0"),
+        (["--batch-size", 0], "--batch-size 0 must be above 0"),
+        (["--sampling-kilobytes", -1], "--sampling-kilobytes -1 must be above 0"),
         (["--data", "nowhere.txt"], "no such file"),
         (["--sizes", 9, "--lm-sizes", 9, "--sampling-size", 0], "no vocabulary"),
     ],

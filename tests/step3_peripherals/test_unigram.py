@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from common.cli import UserError
+from step3_peripherals.vocabulary import scored_bpe
 from step3_peripherals.vocabulary import unigram_training as training
+from step3_peripherals.vocabulary.scored_bpe import ScoredBPE
 from step3_peripherals.vocabulary.sentencepiece_model import (
     BPE,
     SPACE,
@@ -155,6 +157,11 @@ def test_no_text_is_an_error(texts):
         Unigram.train(texts, 100)
 
 
+def test_one_text_in_place_of_several_is_an_error():
+    with pytest.raises(UserError, match="list of texts"):
+        Unigram.train("the cat", 100)
+
+
 def test_sizes_that_the_text_cannot_have_are_errors():
     with pytest.raises(UserError, match="too small.*are 12"):
         Unigram.train(["abcdefgh"], 11)
@@ -195,6 +202,15 @@ def test_files_that_are_broken_or_foreign(tmp_path):
         Unigram.load(tmp_path)
 
 
+def test_a_file_cut_anywhere_is_refused(tmp_path):
+    MODEL.save(tmp_path)
+    whole = (tmp_path / "spiece.model").read_bytes()
+    for size in range(len(whole)):  # also between two fields, of which none may be missing
+        (tmp_path / "spiece.model").write_bytes(whole[:size])
+        with pytest.raises(UserError, match="truncated"):
+            Unigram.load(tmp_path)
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(data):
     with contextlib.suppress(ValueError, IndexError):
@@ -205,3 +221,38 @@ def test_an_id_out_of_range_is_an_error():
     for index in (-1, MODEL.vocab_size):
         with pytest.raises(UserError, match="is not from 0 to 8"):
             MODEL.decode([index])
+
+
+def test_the_score_of_what_is_unknown_is_rounded_as_all_are():
+    model = Model([*SPECIAL, Piece("a", float(np.float32(-13.5323)))])
+    score = Unigram(model).unknown_score
+    assert score == float(np.float32(score)) == pytest.approx(-23.5323)
+
+
+# --- scored BPE ----------------------------------------------------------------------------------
+
+
+def scored(*merges, kind=Kind.NORMAL):
+    """A BPE model of ▁, a, b and `merges`, the best first."""
+    pieces = [Piece(text, -float(i), kind) for i, text in enumerate(merges)]
+    pieces += [Piece(c, -99.0) for c in "▁ab"]
+    return ScoredBPE(Model([*SPECIAL, *pieces], algorithm=BPE))
+
+
+@pytest.mark.parametrize("merges", [("▁▁", "▁▁▁▁", "▁a", "ab", "▁ab", "ba"), ("a▁", "a▁b", "▁b")])
+@given(text=st.text("▁▁ab\n", max_size=20))
+def test_words_are_merged_as_in_the_whole_text(merges, text):
+    vocabulary = scored(*merges)
+    assert vocabulary.divisible == ("a▁" not in merges)
+    assert vocabulary.segment(text) == vocabulary.segment(text) == vocabulary._merge_all(text)
+    assert not scored("a▁b", kind=Kind.USER_DEFINED).divisible
+
+
+def test_a_word_is_merged_once_and_the_cache_is_bounded(monkeypatch):
+    monkeypatch.setattr(scored_bpe, "CACHED_WORDS", 2)
+    monkeypatch.setattr(scored_bpe, "CACHED_LENGTH", 4)
+    vocabulary, merged = scored("ab", "▁a"), []
+    plain = vocabulary._merge_all
+    monkeypatch.setattr(vocabulary, "_merge_all", lambda word: merged.append(word) or plain(word))
+    vocabulary.encode("ab ab abaab ab ba b")
+    assert merged == ["▁ab", "▁abaab", "▁ba", "▁b"] and list(vocabulary._cache) == ["▁ab", "▁ba"]

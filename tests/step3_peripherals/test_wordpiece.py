@@ -101,6 +101,17 @@ def test_no_text_is_an_error(texts, likelihood):
         WordPiece.train(texts, 100, likelihood=likelihood)
 
 
+def test_one_text_in_place_of_several_is_an_error():
+    with pytest.raises(UserError, match="list of texts"):
+        WordPiece.train("the cat", 100)
+
+
+def test_an_id_out_of_range_is_an_error():
+    for index in (-1, len(VOCAB)):
+        with pytest.raises(UserError, match=f"id {index} is not from 0 to 8"):
+            WordPiece(VOCAB).decode([index])
+
+
 @pytest.mark.parametrize("likelihood", [False, True])
 def test_a_size_below_the_alphabet_is_an_error(likelihood):
     with pytest.raises(UserError, match="too small"):
@@ -127,3 +138,10 @@ def test_vocabulary_files_that_are_bad(tmp_path, content, message):
         (tmp_path / "vocab.txt").write_bytes(content)
     with pytest.raises(UserError, match=message):
         WordPiece.from_vocab(tmp_path / "vocab.txt")
+
+
+def test_a_config_that_is_no_object_is_an_error(tmp_path):
+    WordPiece(VOCAB).save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: not a JSON object"):
+        WordPiece.load(tmp_path)
