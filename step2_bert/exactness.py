@@ -4,8 +4,8 @@
 
 Trains the same small BERT several times with pretrain.py and compares the weights: one batch of 64,
 4 x 16, a ragged 3 x (22, 21, 21), two processes, and a run that is killed at random moments and
-resumed each time. All but the last in fp32 without dropout; the last with it, in bf16. It fails when a
-weight differs by more than 1e-6 there, or at all here.
+resumed each time. All but the last in fp32 without dropout; the last with dropout, in bf16. It
+fails when a weight differs by more than 1e-6 there, or at all here.
 """
 
 import random

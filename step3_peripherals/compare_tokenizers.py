@@ -151,9 +151,9 @@ def main(config: Config) -> None:
         dataset=config.data,
         source=text.source,
         split="heldout",
-        metrics=tokenizer_table.metrics(facts, trained, sampled, unit),
+        metrics=tokenizer_table.metrics(facts, trained, sampled),
         compare_to=[],
-        skipped={f"{n} at {s}": f["skipped"] for (n, s), f in facts.items() if "skipped" in f},
+        vocabularies={f"{name} at {size}": found for (name, size), found in facts.items()},
         trainings={
             f"{name} {what}": several for (name, what), several in (trained | sampled).items()
         },

@@ -12,7 +12,6 @@ from common.runs import metric
 
 Facts = dict[tuple[str, int], dict[str, Any]]
 Scores = dict[tuple[str, Any], list[dict[str, Any]]]
-SHARES = ("unknown_tokens", "unknown_characters", "in_use", "equal")
 COLUMNS = {  # heading: of facts
     "bytes/token": ("bytes_per_token", "{:.2f}"),
     "fertility": ("fertility", "{:.2f}"),
@@ -31,29 +30,17 @@ def measured(facts: Facts) -> Facts:
     return {key: found for key, found in facts.items() if "skipped" not in found}
 
 
-def metrics(facts: Facts, trained: Scores, sampled: Scores, unit: str) -> dict[str, dict]:
-    """The entries of result.json; `unit` is what fertility counts by, word or character."""
-    names = {  # name, unit, whether higher is better
-        "bytes_per_token": ("bytes per token", "bytes", True),
-        "fertility": (f"tokens per {unit}", "tokens", False),
-        "unknown_tokens": ("unknown tokens", "%", False),
-        "unknown_characters": ("unknown characters", "%", False),
-        "in_use": ("vocabulary in use", "%", True),
-        "training_seconds": ("training seconds", "s", False),
-        "ours": ("encoding speed", "MB/s", True),
-        "library": ("library's encoding speed", "MB/s", True),
-        "equal": ("passages encoded as by the library", "%", True),
+def metrics(facts: Facts, trained: Scores, sampled: Scores) -> dict[str, dict]:
+    """The entries of result.json that a reader compares; all others stay in its `vocabularies`."""
+    entries = {
+        f"bits per byte of {name} at {size}": _bits(s) for (name, size), s in trained.items()
     }
-    entries = {}
-    for (name, size), scores in trained.items():
-        entries[f"bits per byte of {name} at {size}"] = _bits(scores)
     for (name, sampling), scores in sampled.items():
         entries[f"bits per byte of {name}, {sampling}"] = _bits(scores)
-    for fact, (told, measure, better) in names.items():
-        for (name, size), found in measured(facts).items():
-            value = found[fact] * (100 if fact in SHARES else 1)
-            entry = metric(value, unit=measure, higher_is_better=better)
-            entries[f"{told} of {name} at {size}"] = entry
+    for (name, size), found in measured(facts).items():
+        entries[f"bytes per token of {name} at {size}"] = metric(
+            found["bytes_per_token"], unit="bytes"
+        )
     return entries
 
 

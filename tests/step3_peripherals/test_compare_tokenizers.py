@@ -80,8 +80,8 @@ def test_a_comparison_is_made_once_and_told_whole(capsys, monkeypatch):
 
     found = read("run/result.json")
     assert str(Path.cwd()) not in Path("run/result.json").read_text()
-    assert list(found["skipped"]) == ["byte-level at 60"]
-    metrics, trained = found["metrics"], found["trainings"]
+    metrics, trained, facts = found["metrics"], found["trainings"], found["vocabularies"]
+    assert [name for name in facts if "skipped" in facts[name]] == ["byte-level at 60"]
     scored = {name for name in metrics if name.startswith("bits per byte")}
     assert scored == {
         *(f"bits per byte of {name} at 60" for name in ("bpe", "wordpiece")),
@@ -95,7 +95,7 @@ def test_a_comparison_is_made_once_and_told_whole(capsys, monkeypatch):
         assert metrics[name]["sd"] == pytest.approx(np.std(values, ddof=1)) and values[0] < 8
     assert all(one["teraflops"] == pytest.approx(1e-4, rel=0.3)
                for several in trained.values() for one in several)  # fmt: skip
-    assert metrics["unknown tokens of bpe at 60"]["value"] > 0
+    assert facts["bpe at 60"]["unknown_tokens"] > 0
 
     assert found["timing"].endswith("median of 1")
 
