@@ -382,6 +382,7 @@ def started(folder):
     return file.exists() and '"train/mlm_loss"' in file.read_text()
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_the_run_inside(signum, data, tmp_path):
     """Sent to the script alone; the run inside saves, and the script tells how to go on."""
