@@ -18,7 +18,7 @@ import torch
 
 from common import cli, runs, subruns
 from common.cli import UserError
-from step1_transformer import corpus, decoding, scores, table3
+from step1_transformer import corpus, decoding, resuming, scores, table3
 from step1_transformer import tokenizer as bpe
 from step1_transformer.corpus import Corpus, PrepareOptions
 from step1_transformer.model import Transformer
@@ -84,7 +84,7 @@ def main(config: Config) -> None:
     run = runs.Run.open(config, f"step1_transformer/ablations-{config.preset}")
     if run.finished():
         return
-    check_unchanged(run, config)
+    resuming.check(run.path, cli.as_dict(config), FREE)
     options = PrepareOptions(config.data, config.source, config.target, config.vocab_size)
     prepared = corpus.prepared(options, Path("runs/step1_transformer"))
 
@@ -143,16 +143,6 @@ def main(config: Config) -> None:
         seeds=list(seeds),
         config=cli.as_dict(config),
     )
-
-
-def check_unchanged(run: runs.Run, config: Config) -> None:
-    """Raises UserError if the run was begun with other settings: its results would be mixed."""
-    begun = json.loads((run.path / "config.json").read_text())
-    now = json.loads(json.dumps(cli.as_dict(config)))
-    for name in sorted(now.keys() - FREE):
-        if begun.get(name) != now[name]:
-            flag = f"--{name.replace('_', '-')} {begun.get(name)}"
-            raise UserError(f"{run.path} was begun with {flag}: go on so, or choose another --out")
 
 
 def trainings(

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from common import cli, data, runs, subruns
 from common.cli import UserError
 from common.runs import metric
-from step3_peripherals import masking_table, resuming
+from step1_transformer import resuming
+from step3_peripherals import masking_table
 from step3_peripherals.masking_study import Study, StudyConfig
 from step3_peripherals.masking_table import BASE, VARIANTS
 

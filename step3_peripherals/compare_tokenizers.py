@@ -23,7 +23,8 @@ from typing import Literal
 from common import cli, data, engine, runs
 from common.cli import UserError
 from common.runs import say
-from step3_peripherals import resuming, tokenizer_lm, tokenizer_study, tokenizer_table
+from step1_transformer import resuming
+from step3_peripherals import tokenizer_lm, tokenizer_study, tokenizer_table
 from step3_peripherals.tokenizer_study import ALGORITHMS
 
 TIMING = "processor time of one core, caches empty, in turn with the library"

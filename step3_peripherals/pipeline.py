@@ -27,7 +27,7 @@ from typing import Literal
 from common import cli, data, runs
 from common.cli import UserError
 from common.runs import metric
-from step3_peripherals import resuming
+from step1_transformer import resuming
 
 
 @dataclass

@@ -21,7 +21,8 @@ import numpy as np
 from common import cli, runs
 from common.cli import UserError
 from common.runs import metric
-from step4_finetune_glue import classifier, race, tasks, unchanged
+from step1_transformer import resuming
+from step4_finetune_glue import classifier, race, tasks
 
 PRESETS = {
     "smoke": dict(train_limit=32, epochs=1, seeds=1),
@@ -29,6 +30,7 @@ PRESETS = {
     "gpu": dict(),
 }
 BASELINE = "trainer"
+FREE = {"out", "resume", "tracker", "preset", "slice_minutes"}
 
 
 def main(config: race.Config) -> None:
@@ -43,7 +45,7 @@ def main(config: race.Config) -> None:
         return
 
     # Systems take turns, so that a slow minute of the machine falls on all of them
-    unchanged.check(run.path, cli.as_dict(config))
+    resuming.check(run.path, cli.as_dict(config), FREE)
     turns, seeds = run.path / "turns.json", list(range(config.seed, config.seed + config.seeds))
     found: dict[str, list[dict]] = {name: [] for name in race.SYSTEMS}
     found |= json.loads(turns.read_text()) if turns.exists() else {}

@@ -11,10 +11,13 @@ A seed decides the head's first weights, the order of the rows and dropout. What
 after the last epoch, and the mean over seeds: the best epoch or seed on dev is no estimate.
 """
 
+import json
 from pathlib import Path
 
 from common import cli, data, engine, runs, subruns
-from step4_finetune_glue import classifier, outcome, tasks, unchanged
+from common.cli import UserError
+from step1_transformer import resuming
+from step4_finetune_glue import classifier, outcome, tasks
 from step4_finetune_glue.training import Config, Data, Trial
 
 PRESETS = {
@@ -23,7 +26,7 @@ PRESETS = {
     "gpu": {},
 }
 
-FREE = {"seeds", "save_minutes", "log_every"}
+FREE = {"out", "resume", "tracker", "preset", "slice_minutes", "seeds", "save_minutes", "log_every"}
 
 
 def main(config: Config) -> None:
@@ -40,9 +43,11 @@ def main(config: Config) -> None:
     tokenizer = classifier.tokenizer_of(checkpoint, config.max_seq_len)
     rows = Data.read(task, config)
     if main_process:
+        resuming.check(whole.path, cli.as_dict(config), FREE)
         data.record(whole.path, rows.train.source)
-        now = cli.as_dict(config) | {"source": rows.train.source}
-        unchanged.check(whole.path, now, FREE)
+        begun = json.loads((whole.path / "config.json").read_text(encoding="utf-8"))
+        if begun["source"] != rows.train.source:
+            raise UserError(f"{whole.path} was begun with other data: choose another --out")
         print(rows.told(), flush=True)
     trial = Trial.of(task, config, rows, checkpoint, tokenizer)
     if main_process and len(trial.train) < len(rows.train):

@@ -18,7 +18,8 @@ import numpy as np
 from common import cli, runs, subruns
 from common.cli import UserError
 from common.runs import metric
-from step4_finetune_glue import spread, tasks, unchanged
+from step1_transformer import resuming
+from step4_finetune_glue import spread, tasks
 
 SCRIPT = Path(__file__).resolve().parent / "finetune.py"
 
@@ -68,6 +69,8 @@ PRESETS = {
     "gpu": {},
 }  # fmt: skip
 
+FREE = {"out", "resume", "tracker", "preset", "slice_minutes", "parallel"}
+
 
 def main(config: Config) -> None:
     task = tasks.task(config.task)
@@ -75,7 +78,7 @@ def main(config: Config) -> None:
     run = runs.Run.open(config, f"step4_finetune_glue/grid-{name}")
     if run.finished():
         return
-    unchanged.check(run.path, cli.as_dict(config), free={"parallel"})
+    resuming.check(run.path, cli.as_dict(config), FREE)
 
     # Every cell once, then the best one again; what is done is never done again
     cells = [(b, r) for b in config.batch_sizes for r in config.learning_rates]
