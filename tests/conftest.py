@@ -9,6 +9,8 @@ import pytest
 from common.cli import UserError
 from step0_pytorch_warmup import checker
 
+pytest.register_assert_rewrite("tests.drilling")
+
 
 def pytest_addoption(parser):
     told = "judge the functions in this copy of a step's drills.py instead of the gym's own blocks"

@@ -1,7 +1,5 @@
 """The drills of step 3: solutions pass, every listed mistake is caught, and gets its own hint."""
 
-import inspect
-
 import pytest
 import torch
 
@@ -9,12 +7,7 @@ from step0_pytorch_warmup import checker
 from step0_pytorch_warmup import checks as step0_checks
 from step1_transformer import checks as step1_checks
 from step3_peripherals import checks, drills, solutions
-
-MISTAKES = [
-    pytest.param(drill, hint, id=f"{drill.name}-{number}")
-    for drill in checks.DRILLS
-    for number, hint in enumerate(drill.mistakes)
-]
+from tests import drilling
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -24,27 +17,18 @@ def one_thread():
 
 @pytest.mark.parametrize("module", [drills, solutions])
 def test_exercises_solutions_and_checks_have_the_same_order(module):
-    found = [f for n, f in inspect.getmembers(module, inspect.isfunction) if n != "main"]
-    found.sort(key=lambda f: f.__code__.co_firstlineno)
-    assert [f.__name__ for f in found] == [drill.name for drill in checks.DRILLS]
+    drilling.same_order(module, checks)
 
 
 def test_a_name_means_one_drill_in_the_whole_gym():
-    """`--mine` finds a learner's block by its name alone."""
-    steps = step0_checks, step1_checks, checks
-    names = [drill.name for step in steps for drill in step.DRILLS]
-    assert len(names) == len(set(names))
+    drilling.names_differ(step0_checks, step1_checks, checks)
 
 
 @pytest.mark.parametrize("drill", checks.DRILLS, ids=lambda drill: drill.name)
 def test_the_exercise_is_empty_and_the_solution_right(drill):
-    exercise = getattr(drills, drill.name)
-    asked = inspect.signature(exercise).parameters
-    assert list(asked) == list(inspect.signature(drill.solution).parameters)
-    assert checker.judge(drill, exercise) == checker.EMPTY
-    assert checker.judge(drill, drill.solution) == ""
+    drilling.empty_and_solved(drill, getattr(drills, drill.name))
 
 
-@pytest.mark.parametrize(("drill", "hint"), MISTAKES)
+@pytest.mark.parametrize(("drill", "hint"), drilling.mistakes(checks))
 def test_a_usual_mistake_gets_its_hint(drill, hint):
     assert checker.judge(drill, drill.mistakes[hint]) == hint
