@@ -4,7 +4,6 @@ import gc
 import json
 import random
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import torch
 from common import cli, runs, subruns
 from step1_transformer import ablations, decoding, table3, train
 from step1_transformer.model import Transformer
+from tests import scripts
 
 SMALL = ["--preset", "smoke", "--data", "pairs.tsv", "--source", "de", "--target", "en"]
 SMALL += ["--vocab-size", 270, "--max-tokens", 200, "--max-steps", 2]
@@ -51,15 +51,7 @@ def trained(monkeypatch):
 
 def call(*flags):
     """Run ablations.py in this process; its exit code."""
-    before, sys.argv = sys.argv, ["step1_transformer/ablations.py", *map(str, flags)]
-    try:
-        cli.run(ablations.main, ablations.Config, ablations.PRESETS)
-    except SystemExit as stop:
-        return stop.code
-    finally:
-        sys.argv = before
-        gc.collect()
-    return 0
+    return scripts.call(ablations, *flags)
 
 
 def read(path):

@@ -1,10 +1,8 @@
 """The benchmark's two models are the same, its clock is fair, and the script says who won."""
 
-import gc
 import json
 import os
 import signal
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -12,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from common import cli
 from step1_transformer import benchmark, decoding, race, races, rivals
 from step1_transformer.race import Race
 from step1_transformer.rivals import OURS, THEIRS
 from step1_transformer.tokenizer import BOS, PAD
+from tests import scripts
 
 CPU = torch.device("cpu")
 
@@ -38,15 +36,7 @@ def place(tmp_path_factory):
 
 
 def call(*flags):
-    before, sys.argv = sys.argv, ["step1_transformer/benchmark.py", "--preset", "smoke", *flags]
-    try:
-        cli.run(benchmark.main, benchmark.Config, benchmark.PRESETS)
-    except SystemExit as stop:
-        return stop.code
-    finally:
-        sys.argv = before
-        gc.collect()  # a run directory is free when its Run is gone
-    return 0
+    return scripts.call(benchmark, "--preset", "smoke", *flags)
 
 
 @pytest.fixture(scope="module")

@@ -1,21 +1,19 @@
 """evaluate.py as a user runs it, on what train.py leaves behind; good input, and bad."""
 
-import gc
 import json
 import math
 import shutil
 import signal
 import statistics
-import sys
 
 import pytest
 import torch
 
-from common import cli
 from step1_transformer import averaging, decoding, evaluate, objective, scores, train
 from step1_transformer import tokenizer as bpe
 from step1_transformer.corpus import Corpus
 from step1_transformer.model import Transformer
+from tests.scripts import call
 
 WORDS = {"ein": "a", "Hund": "dog", "Mann": "man", "sieht": "sees", "rot": "red", "Haus": "house"}
 
@@ -26,20 +24,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     signal.signal(signal.SIGTERM, handler)
-
-
-def call(script, *flags):
-    """Run a script in this process; its exit code."""
-    name = script.__name__.rsplit(".", 1)[-1]
-    before, sys.argv = sys.argv, [f"step1_transformer/{name}.py", *map(str, flags)]
-    try:
-        cli.run(script.main, script.Config, script.PRESETS)
-    except SystemExit as stop:
-        return stop.code
-    finally:
-        sys.argv = before
-        gc.collect()  # a run directory is free when its Run is gone
-    return 0
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """train.py as a user runs it, and what it is made of, on few and short sentences."""
 
-import gc
 import json
 import os
 import random
@@ -19,6 +18,7 @@ from common import cli
 from step1_transformer import averaging, objective, train
 from step1_transformer.corpus import Corpus
 from step1_transformer.model import Transformer, TransformerConfig
+from tests import scripts
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--preset", "smoke", "--d-model", 32, "--n-heads", 2, "--d-ff", 64, "--max-seq-len", 40]
@@ -49,15 +49,7 @@ def place(tmp_path_factory):
 
 def call(*flags):
     """Run train.py in this process; its exit code."""
-    before, sys.argv = sys.argv, ["step1_transformer/train.py", *map(str, flags)]
-    try:
-        cli.run(train.main, train.Config, train.PRESETS)
-    except SystemExit as stop:
-        return stop.code
-    finally:
-        sys.argv = before
-        gc.collect()  # a run directory is free when its Run is gone
-    return 0
+    return scripts.call(train, *flags)
 
 
 def result(folder):

@@ -8,11 +8,11 @@ import sys
 import pytest
 import torch
 
-from common import cli
 from common.cli import UserError
 from step1_transformer import decoding, heatmaps, translate
 from step1_transformer import tokenizer as bpe
 from step1_transformer.model import Transformer, TransformerConfig
+from tests import scripts
 
 TEXTS = ["ein Mann liest", "", "zwei Hunde laufen durch den Schnee .", "Hut", "eine Frau mit Hut"]
 
@@ -43,14 +43,7 @@ def opened(folder):
 
 def call(*flags):
     """Run translate.py in this process; its exit code."""
-    before, sys.argv = sys.argv, ["step1_transformer/translate.py", *map(str, flags)]
-    try:
-        cli.run(translate.main, translate.Config, {})
-    except SystemExit as stop:
-        return stop.code
-    finally:
-        sys.argv = before
-    return 0
+    return scripts.call(translate, *flags)
 
 
 @pytest.fixture

@@ -1,15 +1,12 @@
 """compare_masking.py in this process, on few and short samples."""
 
-import gc
 import json
 import signal
-import sys
 
 import numpy as np
 import pytest
 import torch
 
-from common import cli
 from step2_bert.corpus import prepare
 from step2_bert.masking import Vocabulary
 from step2_bert.samples import Samples
@@ -18,6 +15,7 @@ from step2_bert.tokenizer import load_tokenizer
 from step3_peripherals import compare_masking, masking_study, masking_table
 from step3_peripherals.masking import Masking
 from step3_peripherals.masking_table import BASE, VARIANTS
+from tests import scripts
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +53,8 @@ def place(tmp_path, monkeypatch):
 
 def call(*flags):
     """Run compare_masking.py in this process, in the directory `run`; its exit code."""
-    before = sys.argv
     small = ["--preset", "smoke", "--max-steps", 3, "--out", "run"]
-    sys.argv = ["step3_peripherals/compare_masking.py", *map(str, [*small, *flags])]
-    try:
-        cli.run(compare_masking.main, compare_masking.Config, compare_masking.PRESETS)
-    except SystemExit as stop:
-        return stop.code
-    finally:
-        sys.argv = before
-        gc.collect()  # a run directory is free when its Run is gone
-    return 0
+    return scripts.call(compare_masking, *small, *flags)
 
 
 def result():

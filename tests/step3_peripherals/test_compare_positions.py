@@ -5,7 +5,6 @@ import json
 import math
 import random
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from common import cli, runs, subruns
 from step3_peripherals import compare_positions, extrapolation, lm_objective, train_lm
 from step3_peripherals.language_model import LanguageModel
 from step3_peripherals.stream import Stream
+from tests.scripts import call
 
 SMALL = ["--preset", "smoke", "--data", "corpus.jsonl", "--max-steps", 2, "--cache", "cache"]
 
@@ -49,19 +49,6 @@ def trained(monkeypatch):
 
     monkeypatch.setattr(subruns, "call_all", here)
     return folders
-
-
-def call(script, *flags):
-    """Run a script in this process; its exit code."""
-    before, sys.argv = sys.argv, [f"step3_peripherals/{script.__name__}.py", *map(str, flags)]
-    try:
-        cli.run(script.main, script.Config, script.PRESETS)
-    except SystemExit as stop:
-        return stop.code
-    finally:
-        sys.argv = before
-        gc.collect()
-    return 0
 
 
 def read(path):

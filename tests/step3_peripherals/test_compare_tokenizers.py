@@ -1,11 +1,9 @@
 """compare_tokenizers.py on a few short documents, and what it counts."""
 
-import gc
 import json
 import math
 import random
 import signal
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from step3_peripherals import (
 from step3_peripherals.language_model import LanguageModel, LanguageModelConfig
 from step3_peripherals.tokenizer_study import ALGORITHMS, Text
 from step3_peripherals.vocabulary.byte_level import ByteLevelBPE
+from tests import scripts
 
 SMALL = ["--preset", "smoke", "--data", "corpus.jsonl", "--sizes", 60, 320, "--lm-sizes", 320,
          "--sampling-size", 60, "--teraflops", 1e-4]  # fmt: skip
@@ -52,17 +51,8 @@ def text(train, heldout, by_character=False):
 
 
 def call(*flags):
-    """Run the script in this process; its exit code."""
-    script = compare_tokenizers
-    before, sys.argv = sys.argv, [f"step3_peripherals/{script.__name__}.py", *map(str, flags)]
-    try:
-        cli.run(script.main, script.Config, script.PRESETS)
-    except SystemExit as stop:
-        return stop.code
-    finally:
-        sys.argv = before
-        gc.collect()
-    return 0
+    """Run compare_tokenizers.py in this process; its exit code."""
+    return scripts.call(compare_tokenizers, *flags)
 
 
 def read(path):

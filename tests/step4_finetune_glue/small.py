@@ -2,15 +2,14 @@
 
 import importlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from common import cli
 from step2_bert.model import BertConfig, BertForPreTraining
 from step2_bert.tokenizer import train_wordpiece
+from tests import scripts
 
 TEXT = "the film law road man saw built good bad long red old new by with and but not a"
 WORDS = TEXT.split()
@@ -62,15 +61,8 @@ def bert(folder: Path, **changes) -> Path:
 def run(script: str, *flags) -> int:
     """Run `step4_finetune_glue/<script>.py` in this process; its exit code."""
     module = importlib.import_module(f"step4_finetune_glue.{script}")
-    config = vars(module).get("Config") or module.race.Config
-    before, sys.argv = sys.argv, [f"step4_finetune_glue/{script}.py", *map(str, flags)]
-    try:
-        cli.run(module.main, config, module.PRESETS)
-    except SystemExit as stop:
-        return stop.code
-    finally:
-        sys.argv = before
-    return 0
+    config_class = vars(module).get("Config") or module.race.Config
+    return scripts.call(module, *flags, config_class=config_class)
 
 
 def result(folder: Path) -> dict:

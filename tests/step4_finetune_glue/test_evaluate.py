@@ -1,9 +1,7 @@
 """evaluate.py as a user runs it, on what finetune.py leaves behind; good input, and bad."""
 
-import gc
 import json
 import signal
-import sys
 
 import numpy as np
 import pytest
@@ -18,6 +16,7 @@ from step4_finetune_glue import (
     submission,
     tasks,
 )
+from tests import scripts
 from tests.step4_finetune_glue.test_submission import read as read_zip
 
 WORDS = ["cat", "dog", "sat", "ran", "mat", "on", "old", "new", "big", "red", "house", "tree"]
@@ -102,16 +101,10 @@ def finetuned(folder, glue, name, system="minilm, pretrained weights", seeds=3, 
 def call(*flags):
     """Run the script in this process; its exit code."""
     handler = signal.getsignal(signal.SIGTERM)
-    before, sys.argv = sys.argv, ["step4_finetune_glue/evaluate.py", *map(str, flags)]
     try:
-        cli.run(evaluate.main, evaluate.Config, evaluate.PRESETS)
-    except SystemExit as stop:
-        return stop.code
+        return scripts.call(evaluate, *flags)
     finally:
-        sys.argv = before
         signal.signal(signal.SIGTERM, handler)
-        gc.collect()
-    return 0
 
 
 @pytest.fixture
