@@ -63,8 +63,8 @@ def main(config: Config) -> None:
         for width in config.widths
         for length in config.lengths
     ]
-    plan += [(race, precision) for race in (both.real_lengths, both.decoding)
-             for precision in precisions]  # fmt: skip
+    plan += [(both.real_lengths, precision) for precision in precisions]
+    plan += itertools.product([both.decoding], config.widths, precisions)
     races: list[Race] = []
     with runs.progress(len(plan), desc="racing", unit=" races") as bar:
         for race, *where in plan:

@@ -176,7 +176,8 @@ def read(directory: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     config, weights = directory / "config.json", directory / "model.safetensors"
     for file in (config, weights):
         if not file.is_file():
-            raise UserError(f"{directory} is no checkpoint: it has no {file.name}")
+            hint = "" if directory.exists() else "; python step1_transformer/train.py makes one"
+            raise UserError(f"{directory} is no checkpoint: it has no {file.name}{hint}")
     try:
         raw = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:

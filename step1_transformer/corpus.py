@@ -198,6 +198,8 @@ def _write_split(options: PrepareOptions, split: str, tokenizer, folder: Path) -
                 f"{options.data}: {too_long:,} {split} pairs have more than {options.max_seq_len} "
                 f"tokens (the longest {longest:,}): raise --max-seq-len, or --truncate them"
             )
+        if too_long:
+            runs.say(f"{too_long:,} {split} pairs cut to {options.max_seq_len} tokens a side")
         sizes = {side: np.concatenate(lengths[side]) for side in SIDES}
         correlation = _check_alignment(options, split, sizes)
         _write_safetensors(folder / f"{split}.safetensors", tokens, sizes, dtype)

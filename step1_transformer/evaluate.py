@@ -34,7 +34,8 @@ class Config(cli.RunConfig):
     length_penalty: float = 0.6
     """How much length is made up for in the beam; 0: not at all."""
     ladder: bool = False
-    """Score the last weights of the training too, which the model is an average of."""
+    """Score the last weights of the training too, and the average of its last snapshots; the
+    model is one of them, or the best single snapshot, whichever had the lowest loss on dev."""
     sentences: int | None = None
     """Translate the first so many only; perplexity stays that of the whole split."""
     examples: int = 5
@@ -71,13 +72,14 @@ def main(config: Config) -> None:
         here, ours = search(config, model, tokenizer, sources, references)
         here |= {name: entry["value"] for name, entry in held.items()}
         if config.ladder:
-            model.load_state_dict(last_weights(path))
-            last, _ = search(config, model, tokenizer, sources, references)
-            here |= {f"last_{name}": value for name, value in last.items()}
+            for rung, weights in ladder(path).items():
+                model.load_state_dict(weights)
+                scored, _ = search(config, model, tokenizer, sources, references)
+                here |= {f"{rung}_{name}": value for name, value in scored.items()}
         found.append(here)
         kept = beside(path, "result.json").get("chosen", "weights of unknown origin")
-        scored = f"BLEU {here['bleu']:.2f}, perplexity {here['perplexity']:.2f}"
-        runs.say(f"{path} ({kept}): {scored}")
+        line = f"BLEU {here['bleu']:.2f}, perplexity {here['perplexity']:.2f}"
+        runs.say(f"{path} ({kept}): {line}")
     copied, signatures = scores.of_texts(sources, references)
     metrics = scores.over_seeds(found)
     metrics |= scores.over_seeds([{f"copy_{name}": value for name, value in copied.items()}])
@@ -114,6 +116,9 @@ def training_data(models: tuple[str, ...]) -> str:
     noted = {beside(model, "result.json").get("prepared") for model in models}
     if len(noted) > 1:
         raise UserError("the models were not trained on the same data: give --data")
+    for model in models:
+        if not Path(model).exists():
+            raise UserError(f"{model} is not there: python step1_transformer/train.py makes one")
     if None in noted:
         raise UserError(
             f"no note of what {models[0]} was trained on: give --data, a prepared directory"
@@ -134,16 +139,22 @@ def open_model(path: str, corpus: Corpus) -> tuple[Transformer, bpe.Tokenizer]:
     model, tokenizer = Transformer.load(path), bpe.load(path)
     objective.check_fit(model, corpus, path)
     if tokenizer.get_vocab() != bpe.load(corpus.tokenizer_dir).get_vocab():
-        raise UserError(f"{path} and {corpus.folder} have different vocabularies")
+        raise UserError(
+            f"{path} and {corpus.folder} have different vocabularies: give --data the directory "
+            "that the model was trained on"
+        )
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
-def last_weights(path: str) -> dict[str, torch.Tensor]:
-    """The newest snapshot of the training that made the model; UserError if there is none."""
-    files = averaging.Snapshots(Path(path).parent / "snapshots", keep=1).last()
+def ladder(path: str) -> dict[str, dict[str, torch.Tensor]]:
+    """The newest snapshot of the training that made the model, and the average of those that
+    train.py would average; UserError if there is none.
+    """
+    keep = beside(path, "config.json").get("average", 1)
+    files = averaging.Snapshots(Path(path).parent / "snapshots", keep).last()
     if not files:
         raise UserError(f"--ladder: {Path(path).parent}/snapshots has no weights to compare with")
-    return averaging.average(files)
+    return {"last": averaging.average(files[-1:]), "average": averaging.average(files)}
 
 
 def search(

@@ -28,7 +28,7 @@ class LayerConfig:
     norm: str = "post"  # LayerNorm after the sum, as in the paper, or "pre", before the sublayer
     activation: str = "relu"
     layer_norm_eps: float = 1e-5
-    attention: str = "auto"  # explicit, fused (PyTorch's kernel), or the faster of the two
+    attention: str = "auto"  # and norm: explicit, fused (PyTorch's kernels), or the faster
 
     def __post_init__(self):
         if self.d_model % self.n_heads:
@@ -51,6 +51,28 @@ class Dropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return drop(x, self.p) if self.training else x
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """(x - E[x]) / sqrt(Var[x] + eps) * weight + bias over the last dimension of x (..., d), the
+    variance being the mean of the squares (Ba et al. 2016, arXiv:1607.06450, equation 4).
+    """
+    centred = x - x.mean(-1, keepdim=True)
+    variance = centred.square().mean(-1, keepdim=True)
+    return centred * torch.rsqrt(variance + eps) * weight + bias
+
+
+class LayerNorm(nn.LayerNorm):
+    """`layer_norm`, or PyTorch's kernel for it, with a weight and a bias (d,) to be learnt."""
+
+    def __init__(self, config: LayerConfig):
+        super().__init__(config.d_model, eps=config.layer_norm_eps)
+        self.explicit = config.attention == "explicit"
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.explicit:
+            return layer_norm(x, self.weight, self.bias, self.eps)
+        return super().forward(x)
 
 
 class FeedForward(nn.Module):
@@ -80,7 +102,7 @@ class Residual(nn.Module):
     def __init__(self, sublayer: nn.Module, config: LayerConfig):
         super().__init__()
         self.sublayer = sublayer
-        self.norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+        self.norm = LayerNorm(config)
         self.dropout = Dropout(config.dropout)
         self.pre = config.norm == "pre"
 

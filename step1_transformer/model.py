@@ -21,6 +21,7 @@ from step1_transformer.layers import (
     EncoderLayer,
     LayerCache,
     LayerConfig,
+    LayerNorm,
     sinusoids,
 )
 from step1_transformer.loss import LinearCrossEntropy
@@ -115,8 +116,7 @@ class Embedding(nn.Module):
 
 def final_norm(config: TransformerConfig) -> nn.Module:
     """The LayerNorm after a stack, or nothing."""
-    norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
-    return norm if config.final_norm else nn.Identity()
+    return LayerNorm(config) if config.final_norm else nn.Identity()
 
 
 class Encoder(nn.Module):

@@ -36,7 +36,8 @@ def check_fit(model: nn.Module, corpus: Corpus, where: str) -> None:
     if config.vocab_size != corpus.vocab_size:
         raise UserError(
             f"{where} has a vocabulary of {config.vocab_size:,} tokens, {corpus.folder} one of "
-            f"{corpus.vocab_size:,}: they were not made for each other"
+            f"{corpus.vocab_size:,}: they were not made for each other; "
+            "give --data the directory that the model was trained on"
         )
     if config.max_seq_len < corpus.lengths.max():
         raise UserError(

@@ -204,7 +204,8 @@ def _lines(source: Path, target: Path) -> Iterator[tuple[str, Pair]]:
             longer, shorter = (target, source) if pair[0] is None else (source, target)
             more = number + sum(1 for _ in both)
             raise UserError(
-                f"{longer} has {more:,} lines, {shorter} {number - 1:,}: they are not aligned"
+                f"{longer} has {more:,} lines, {shorter} {number - 1:,}: they are not aligned; "
+                "line n of one must be the translation of line n of the other"
             )
         yield f"{source if not pair[0].strip() else target}:{number}", pair
 

@@ -129,13 +129,15 @@ def draw(races: list[Race], goals: dict[str, float], path: Path) -> None:
     with lesson.panels(path, *kinds, width=4.6) as axes:
         for what, axis in zip(kinds, axes, strict=True):
             labels: list[str] = []
+            shapes = {(race.width, race.length) for race in races if race.what == what}
             for number, precision in enumerate(precisions):
                 bars = {}
                 for race in races:
                     if (race.what, race.precision) == (what, precision):
-                        shape = f"{race.width} x {race.length}"
-                        several = len(race.others) > 1
-                        bars |= {s if several else shape: race.ratios(s) for s in race.others}
+                        shape = [f"{race.width} x {race.length}"] * (len(shapes) > 1)
+                        for system in race.others:
+                            names = [system] * (len(race.others) > 1) + shape
+                            bars[", ".join(names)] = race.ratios(system)
                 labels = list(bars)
                 height = [median(ratios) for ratios in bars.values()]
                 below = [m - min(r) for m, r in zip(height, bars.values(), strict=True)]

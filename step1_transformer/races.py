@@ -31,11 +31,11 @@ class Config(cli.RunConfig):
     target: str = ""
     """Language to translate to; empty: the data's usual one."""
     widths: tuple[int, ...] = (128, 256, 512)
-    """d_model of the forward pass and the training step."""
+    """d_model of the forward pass, the training step and decoding."""
     lengths: tuple[int, ...] = (16, 64, 128)
     """Tokens of their rows, on both sides."""
     width: int = 256
-    """d_model on real lengths and in decoding."""
+    """d_model on real lengths."""
     layers: int = 2
     """Layers of the encoder, and of the decoder."""
     vocab_size: int = 8192
@@ -149,7 +149,7 @@ class Races:
         race.note = f"padding of the target: shuffled {padding[0]}, in buckets {padding[1]}"
         return race
 
-    def decoding(self, precision: str) -> Race:
+    def decoding(self, width: int, precision: str) -> Race:
         """Greedy decoding of one length: the prefix computed anew for each token, or kept.
 
         In bf16 the weights are too: in inference mode autocast would convert them for each token.
@@ -157,7 +157,7 @@ class Races:
         config, new = self.config, self.config.new_tokens
         ids = self._rectangle(new, config.sentences)["input_ids"]
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        theirs, ours = (model.eval().to(dtype) for model in self._twins(config.width).values())
+        theirs, ours = (model.eval().to(dtype) for model in self._twins(width).values())
 
         def call(decode, model):
             return torch.as_tensor(decode(model, ids, max_len=new), device=self.device)
@@ -171,7 +171,7 @@ class Races:
         same = min((tokens == wanted).float().mean().item() for tokens in others)
         if same < LEAST_SAME_TOKENS[precision]:
             raise UserError(f"decoding, {precision}: only {same:.1%} of the tokens are the same")
-        race = self._race("decoding", config.width, new, precision, wanted.numel(), systems)
+        race = self._race("decoding", width, new, precision, wanted.numel(), systems)
         race.note = f"the same tokens from all: {same:.1%}"
         return race
 

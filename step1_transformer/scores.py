@@ -10,6 +10,8 @@ RUNGS = {  # prefix of a metric's name: what it is a score of
     "copy_": "the source itself",
     "last_greedy_": "last weights, greedy",
     "last_": "last weights, beam",
+    "average_greedy_": "last snapshots' mean, greedy",
+    "average_": "last snapshots' mean, beam",
     "greedy_": "the model, greedy",
     "": "the model, beam",
 }

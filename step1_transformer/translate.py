@@ -62,7 +62,9 @@ def main(config: Config) -> None:
     sentences = [text.strip() for text in sentences]
     typed = not (config.text or config.input) and sys.stdin.isatty()
     if not (typed or any(sentences)):
-        raise UserError(f"{config.input or 'the input'} is empty: there is nothing to translate")
+        raise UserError(
+            f"{config.input or 'the input'} is empty: give a sentence, --input FILE, or a pipe"
+        )
     if config.attention_maps and len(sentences) != 1:
         raise UserError("--attention-maps are of one sentence: give just one")
     if config.output:  # now, not after hours of translating
@@ -73,7 +75,7 @@ def main(config: Config) -> None:
     if (size := tokenizer.get_vocab_size()) != model.config.vocab_size:
         raise UserError(
             f"{config.model}: the model has {model.config.vocab_size:,} tokens, its tokenizer "
-            f"{size:,}: they do not belong together"
+            f"{size:,}: take the tokenizer files that train.py saved with the model"
         )
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     how = dict(beam_size=config.beam_size, length_penalty=config.length_penalty)

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import torch
 from safetensors.torch import save_file
-from torch.nn import functional as F
 
 from common import optim
 from step1_transformer import averaging, decoding, layers, model
 from step1_transformer.attention import MultiHeadAttention, scaled_dot_product  # noqa: F401
+from step1_transformer.layers import layer_norm  # noqa: F401
 from step1_transformer.loss import LinearCrossEntropy
 
 
@@ -26,10 +26,6 @@ def multi_head_attention(query, memory, w_in, b_in, w_out, b_out, n_heads, mask)
 
 def sinusoidal_positions(n_positions, d_model):
     return layers.sinusoids(n_positions, d_model)
-
-
-def layer_norm(x, weight, bias, eps):
-    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)  # as our layers have it
 
 
 def feed_forward(x, w_1, b_1, w_2, b_2):

@@ -121,17 +121,18 @@ def test_the_result_says_how(evaluated, trained, capfd):
     assert [line.split()[0] for line in sample[0].splitlines()] == ["source", "ours", "reference"]
 
 
-def test_the_ladder_scores_the_last_weights(trained, evaluated):
-    """The model with the newest snapshot in it, translated by hand."""
+@pytest.mark.parametrize("rung, newest", [("last", 1), ("average", 2)])
+def test_the_ladder_scores_the_last_weights_and_the_average(trained, evaluated, rung, newest):
+    """The model with the newest snapshots in it, translated by hand."""
     model, tokenizer = (kind(trained / "seed0" / "model") for kind in (Transformer.load, bpe.load))
     snapshots = sorted((trained / "seed0" / "snapshots").glob("*.safetensors"))
-    model.load_state_dict(averaging.average(snapshots[-1:]))
+    model.load_state_dict(averaging.average(snapshots[-newest:]))
     corpus = Corpus.open(result(trained / "seed0")["prepared"], "test")
     ours = decoding.translate(model, tokenizer, corpus.text("source"))
     wanted, _ = scores.of_texts(ours, corpus.text("target"))
     metrics = result(evaluated)["metrics"]
-    assert {name: metrics[f"last_{name}"]["value"] for name in wanted} == pytest.approx(wanted)
-    assert metrics["last_chrf"]["value"] != pytest.approx(metrics["chrf"]["value"])
+    assert {name: metrics[f"{rung}_{name}"]["value"] for name in wanted} == pytest.approx(wanted)
+    assert metrics[f"{rung}_chrf"]["value"] != pytest.approx(metrics["chrf"]["value"])
 
 
 def test_several_seeds_give_mean_and_sd(trained, tmp_path, capfd):

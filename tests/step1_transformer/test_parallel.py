@@ -102,7 +102,7 @@ def test_files_of_different_length_and_empty_lines_are_named(tmp_path):
     with (folder / "train.en").open("a") as file:
         file.write("More.\nAnd more.\n")
     told = complaint(folder, skipped=Skipped())
-    assert told == f"{folder}/train.en has 6 lines, {folder}/train.de 4: they are not aligned"
+    assert told.startswith(f"{folder}/train.en has 6 lines, {folder}/train.de 4: they are not")
 
 
 def test_unknown_languages_list_the_known(tmp_path, monkeypatch):

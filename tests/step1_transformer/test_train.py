@@ -201,10 +201,15 @@ def test_one_snapshot_is_no_average_and_judged_once(tmp_path):
     ]
 
 
+BROKEN_PAIRS = {"uneven": ("ein\nzwei\n", "one\ntwo\nthree\n"), "gaps": ("ein\n\n", "one\ntwo\n")}
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
         (["--data", "pairs.tsv"], "say which languages"),
+        (["--data", "uneven", "--source", "de", "--target", "en"], "has 3 lines"),
+        (["--data", "gaps", "--source", "de", "--target", "en"], "train.de:2: empty line"),
         (["--data", "kjv-bbe", "--source", "de"], "its languages: bbe, kjv"),
         (["--data", "multi31k", "--source", "de", "--target", "en"], "unknown data 'multi31k'"),
         ([*PAIRS, "--max-seq-len", "8"], "more than 8 tokens"),
@@ -216,6 +221,11 @@ def test_one_snapshot_is_no_average_and_judged_once(tmp_path):
 )
 def test_bad_input_is_one_line(place, capfd, monkeypatch, flags, told):
     monkeypatch.delenv("GYM_DATA", raising=False)
+    for folder, sides in BROKEN_PAIRS.items():
+        (place / folder).mkdir(exist_ok=True)
+        for language, text in zip(("de", "en"), sides, strict=True):
+            for split in ("train", "val", "test"):
+                (place / folder / f"{split}.{language}").write_text(text)
     capfd.readouterr()
     assert call(*SHORT, *flags, "--out", "bad", "--resume") == 2
     line = capfd.readouterr().err

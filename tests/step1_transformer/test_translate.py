@@ -221,7 +221,9 @@ def test_a_model_without_its_tokenizer_or_with_another(folder, fails, tmp_path):
     assert "no tokenizer.json" in fails("--model", tmp_path / "bare", "Hut")
     bpe.save(bpe.train_bpe(TEXTS, 262), tmp_path / "other", 32)
     model.save(tmp_path / "mixed", tmp_path / "other")
-    assert "do not belong together" in fails("--model", tmp_path / "mixed", "Hut")
+    assert "take the tokenizer files that train.py saved" in fails(
+        "--model", tmp_path / "mixed", "Hut"
+    )
 
 
 def test_a_damaged_model(folder, fails, tmp_path):
