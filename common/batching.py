@@ -55,9 +55,8 @@ class Batches:
             return list(self._cut(order))
         rows = self.batch_size or max(1, self.max_tokens // max(1, int(self.lengths.mean())))
         pools = np.split(order, range(rows * POOL, len(order), rows * POOL))
-        batches = []
-        for pool in pools:
-            batches += self._cut(pool[np.argsort(self.lengths[pool], kind="stable")])
+        by_length = (pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools)
+        batches = [batch for pool in by_length for batch in self._cut(pool)]
         if self.shuffle:
             batches = [batches[i] for i in rng.permutation(len(batches))]
         return batches
@@ -113,12 +112,11 @@ def pack(lengths: Sequence[int] | np.ndarray, max_seq_len: int) -> list[list[int
         length = int(lengths[i])
         room = next((r for r in range(length, max_seq_len + 1) if by_room[r]), None)
         if room is None:
-            rows.append([int(i)])
-            row = len(rows) - 1
-            room = max_seq_len
+            rows.append([])
+            row, room = len(rows) - 1, max_seq_len
         else:
             row = by_room[room].pop()
-            rows[row].append(int(i))
+        rows[row].append(int(i))
         by_room[room - length].append(row)
     return rows
 

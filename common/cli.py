@@ -63,11 +63,12 @@ def check(config: RunConfig, name: str, rule: str, holds: Callable[[Any], bool])
 
 
 Config = TypeVar("Config")
+Presets = Mapping[str, Mapping[str, Any]]
 
 
 def parse(
     config_class: type[Config],
-    presets: Mapping[str, Mapping[str, Any]],
+    presets: Presets,
     args: list[str] | None = None,
     description: str | None = None,
 ) -> Config:
@@ -84,20 +85,15 @@ def parse(
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                config_class,
-                args=args,
-                default=defaults,
-                description=description,
-                config=(tyro.conf.FlagCreatePairsOff,),
-            )
+            told = dict(args=args, default=defaults, description=description)
+            return tyro.cli(config_class, **told, config=(tyro.conf.FlagCreatePairsOff,))
     except SystemExit as stop:
         if not stop.code:
             raise
         raise UserError(_one_line(complaint.getvalue())) from None
 
 
-def _preset(args: list[str], presets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _preset(args: list[str], presets: Presets) -> dict[str, Any]:
     """The values of the preset that `args` name."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", nargs="?", const="", default=default_preset(presets))
@@ -126,11 +122,7 @@ def _one_line(box: str) -> str:
     return re.sub(r"\s+", " ", sentence) + " (--help lists every flag)"
 
 
-def run(
-    main: Callable[[Config], Any],
-    config_class: type[Config],
-    presets: Mapping[str, Mapping[str, Any]],
-) -> None:
+def run(main: Callable[[Config], Any], config_class: type[Config], presets: Presets) -> None:
     """Parse the command line, call `main(config)` and leave the process with the right exit code.
 
     0 success · 2 bad input, one line on stderr · 75 the slice is over: run the same command with

@@ -124,8 +124,8 @@ def lines(path: Path) -> Iterator[str]:
             for number, line in enumerate(io.BufferedReader(stream, 1 << 20), 1):
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        where = f"{path}:{number}"
-        raise UserError(f"{where}: not UTF-8 at byte {error.start + 1} of the line") from None
+        told = f"not UTF-8 at byte {error.start + 1} of the line"
+        raise UserError(f"{path}:{number}: {told}") from None
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
@@ -182,10 +182,8 @@ def _table_rows(path: Path, _: Skipped | None) -> Iterator[Row]:
                     continue
                 columns = ["text", "label"][: len(cells)]
             if len(cells) != len(columns):
-                where = f"{path}:{reader.line_num}"
-                raise UserError(
-                    f"{where}: {len(cells)} columns instead of {len(columns)} ({' '.join(columns)})"
-                )
+                told = f"{len(cells)} columns instead of {len(columns)} ({' '.join(columns)})"
+                raise UserError(f"{path}:{reader.line_num}: {told}")
             yield f"{path}:{reader.line_num}", dict(zip(columns, cells, strict=True))
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num}: not a table ({error})") from None
@@ -201,11 +199,9 @@ def _parquet_rows(path: Path, _: Skipped | None) -> Iterator[Row]:
                 with _open(path) as packed:
                     shutil.copyfileobj(packed, plain)
             table = pyarrow.parquet.ParquetFile(plain if plain.tell() else path)
-            number = 0
-            for batch in table.iter_batches(1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}: row {number}", row
+            found = (row for batch in table.iter_batches(1024) for row in batch.to_pylist())
+            for number, row in enumerate(found, 1):
+                yield f"{path}: row {number}", row
         except (pyarrow.ArrowInvalid, OSError, EOFError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{path}: broken or unreadable parquet file ({reason})") from None

@@ -56,13 +56,11 @@ def build(
         raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(OPTIMIZERS)}")
     others = (p for n, p in parameters.items() if n not in hidden)
     groups = decay_groups(others, weight_decay)
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=True)
-    ]
-    if hidden:
-        rate, matrices = muon_learning_rate, hidden.values()
-        optimizers.append(torch.optim.Muon(matrices, lr=rate, weight_decay=weight_decay))
-    return optimizers
+    adam = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=True)
+    if not hidden:
+        return [adam]
+    rate, matrices = muon_learning_rate, hidden.values()
+    return [adam, torch.optim.Muon(matrices, lr=rate, weight_decay=weight_decay)]
 
 
 def schedule(

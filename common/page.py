@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Sequence
 from html import escape
 from itertools import groupby
 from pathlib import Path
@@ -56,7 +57,7 @@ def card(rows: list["Row"]) -> str:
 <div class=head><h3>{escape(where)}</h3>{machine}</div>
 <div class=soft>{escape(result.name)} · {escape(facts(result))}{escape(hardware)} · {time}</div>
 <table><thead><tr><th>metric<th>measured<th>n<th>reported</tr></thead><tbody>{body}</tbody></table>
-{picture(result)}<pre>{escape(command)}</pre>
+{own_table(**result.values.get("table", {}))}{picture(result)}<pre>{escape(command)}</pre>
 <details><summary>configuration</summary><pre>{escape(config)}</pre></details>
 </section>"""
 
@@ -66,8 +67,7 @@ def cell(name: str, content: str, kind: str = "") -> str:
 
 
 def reported(row: "Row") -> str:
-    pairs = zip(row.reported, row.sources, strict=True)
-    return "".join(f"{escape(a)}<small>{escape(b)}</small>" for a, b in pairs)
+    return "".join(f"{escape(a)}<small>{escape(b)}</small>" for a, b in row.reported)
 
 
 def facts(result: "Result") -> str:
@@ -77,6 +77,13 @@ def facts(result: "Result") -> str:
     told = [f"{parameters / 1e6:.1f} M parameters"] if parameters else []
     told += [f"{values['tokens'] / 1e6:,.1f} M tokens"] if values.get("tokens") else []
     return "".join(f"{text} · " for text in told)
+
+
+def own_table(rows: Sequence[list[str]] = (), notes: Sequence[str] = ()) -> str:
+    """The table that a result holds, its first row the heads; it scrolls where it is too wide."""
+    body = "".join(f"<tr><td>{'<td>'.join(map(escape, row))}</tr>" for row in rows)
+    body = f"<div class=wide><table>{body}</table></div>".replace("\n", "<br>") if rows else ""
+    return body + "".join(f"<div class=soft>{escape(note)}</div>" for note in notes)
 
 
 def picture(result: "Result") -> str:

@@ -3,12 +3,13 @@
 Joins notes/results/*.json with notes/reported_numbers.csv, prints the table, and rewrites the
 blocks between `<!-- results:start -->` and `<!-- results:end -->` in README.md (what has a
 reported counterpart, and the first metric of every other result) and between the markers
-`<!-- results:step2_bert:start -->` and `:end` in a step's notes.md (every metric).
+`<!-- results:step2_bert:start -->` and `:end` in a step's notes.md (every metric). A result may
+hold a `table` of its own, {"rows": lines of cells, the first of them heads, "notes": lines}: that
+of the result NAME stands between `<!-- table:NAME:start -->` and `:end` in its step's notes.md.
 """
 
 import csv
 import json
-import math
 import os
 import re
 import shutil
@@ -25,6 +26,8 @@ from common.runs import words, write_json, write_text
 FIELDS = dict.fromkeys(("step", "system", "dataset", "split", "command"), str)
 FIELDS |= {"metrics": dict, "hardware": dict, "seconds": int | float}
 COLUMNS = ("result", "metric", "reported", "measured", "n", "hardware", "time", "command")
+BLOCK = re.compile(r"(<!-- ((?:results|table)\S*):start -->\n).*?(<!-- \2:end -->)", re.S)
+UNNAMED = "score as printed"  # a reported metric, where the source does not say which one it is
 
 
 @dataclass
@@ -62,8 +65,7 @@ class Row:
 
     result: Result
     metric: str
-    reported: tuple[str, ...]
-    sources: tuple[str, ...]
+    reported: tuple[tuple[str, str], ...]  # as text, and its source
     measured: str
     n: str
     first: bool
@@ -74,7 +76,8 @@ class Row:
         where = f"{v['system']} on {v['dataset']} {v['split']}".strip()
         run = [hardware(v["hardware"]), duration(v["seconds"]), v["command"]]
         where, *run = [where, *run] if self.first else [""] * 4
-        return where, self.metric, "; ".join(self.reported) or "–", self.measured, self.n, *run
+        told = "; ".join(text for text, _ in self.reported)
+        return where, self.metric, told or "–", self.measured, self.n, *run
 
 
 # -- reading ---------------------------------------------------------------------------------
@@ -86,8 +89,8 @@ def load_reported(path: Path) -> dict[str, dict[str, str]]:
         rows = list(csv.DictReader(file))
     reported = {}
     for line, row in enumerate(rows, start=2):
-        for column in ("id", "system", "metric", "value", "unit", "source_locator"):
-            if not row.get(column) and column != "unit":
+        for column in ("id", "system", "metric", "value", "source_locator"):
+            if not row.get(column):
                 raise UserError(f"{path}, line {line}: column {column!r} is empty or missing")
         if row["id"] in reported:
             raise UserError(f"{path}, line {line}: id {row['id']!r} occurs twice")
@@ -123,7 +126,7 @@ def check(path: Path, values: Any, reported: dict) -> None:
     for row_id in values.get("compare_to") or []:
         if row_id not in reported:
             raise UserError(f"{path}: field 'compare_to': no reported number has id {row_id!r}")
-        name, unit = slug(reported[row_id]["metric"]), reported[row_id]["unit"]
+        name, unit = metric_of(reported[row_id], values), reported[row_id]["unit"]
         if name not in values["metrics"]:
             raise UserError(f"{path}: field 'compare_to': {row_id} needs metric {name!r}")
         if (unit == "%") != (values["metrics"][name].get("unit") == "%"):
@@ -137,9 +140,8 @@ def load_all(root: Path, runs: Path | None = None) -> tuple[list[Row], list[Row]
         raise UserError(f"{runs}: no such folder of runs")
     kept = sorted((root / "notes" / "results").glob("*.json"))
     found = sorted(runs.rglob("result.json")) if runs else []
-    kept = [load_result(path, reported) for path in kept]
-    found = [load_result(path, reported, fresh=True) for path in found]
-    return build_rows(kept, reported), build_rows(found, reported)
+    kept = build_rows([load_result(path, reported) for path in kept], reported)
+    return kept, build_rows([load_result(p, reported, fresh=True) for p in found], reported)
 
 
 # -- rows ------------------------------------------------------------------------------------
@@ -151,11 +153,10 @@ def build_rows(results: Iterable[Result], reported: dict) -> list[Row]:
     for result in results:
         compared = [reported[i] for i in result.values.get("compare_to") or []]
         for i, (name, metric) in enumerate(result.values["metrics"].items()):
-            others = [other for other in compared if slug(other["metric"]) == name]
-            told = tuple(cited(other) for other in others)
-            sources = tuple(f"{o['source_title']}, {o['source_locator']}" for o in others)
+            others = [other for other in compared if metric_of(other, result.values) == name]
+            told = tuple((cited(o), f"{o['source_title']}, {o['source_locator']}") for o in others)
             measured = mean_and_sd(metric), str(metric.get("n") or 1)
-            rows.append(Row(result, label(name, metric), told, sources, *measured, first=i == 0))
+            rows.append(Row(result, label(name, metric), told, *measured, first=i == 0))
     return rows
 
 
@@ -167,6 +168,11 @@ def brief(rows: list[Row]) -> list[Row]:
         compared = [row for row in group if row.reported] or group[:1]
         chosen += [replace(row, first=i == 0) for i, row in enumerate(compared)]
     return chosen
+
+
+def metric_of(row: dict[str, str], values: dict[str, Any]) -> str:
+    """The metric of a result that a reported row is held against: the first, if it names none."""
+    return next(iter(values["metrics"]), "") if row["metric"] == UNNAMED else slug(row["metric"])
 
 
 def slug(text: str) -> str:
@@ -184,7 +190,8 @@ def cited(row: dict[str, str]) -> str:
     """A reported number with the system, data and split it belongs to."""
     system = f"{row['system']} {row.get('variant') or ''}".strip()
     where = f"{row.get('dataset') or ''} {row.get('split') or ''}".strip()
-    return f"{row['value']} ({system}{', ' if where else ''}{where})"
+    unnamed = "metric not named" * (row["metric"] == UNNAMED)
+    return f"{row['value']} ({', '.join(filter(None, (system, where, unnamed)))})"
 
 
 def mean_and_sd(metric: dict[str, Any]) -> str:
@@ -199,8 +206,6 @@ def mean_and_sd(metric: dict[str, Any]) -> str:
 def number(value: float, unit: str = "") -> str:
     """One decimal for per cent, four significant digits or so for the rest."""
     size = abs(value)
-    if not math.isfinite(value):
-        return str(value)
     if unit == "%":
         return f"{value:.1f}"
     if isinstance(value, int):
@@ -233,31 +238,42 @@ def markdown(rows: list[Row], folder: Path) -> str:
     """The rows as a table whose first column links to the result, seen from `folder`."""
     if not rows:
         return "*No results yet.*"
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
+    lines = [COLUMNS]
     for row in rows:
-        cells = [cell.replace("|", "\\|") for cell in row.cells()]
+        cells = list(row.cells())
         link = Path(os.path.relpath(row.result.path, folder)).as_posix()
         cells[2] = cells[2].replace("; ", "<br>")
         if row.first:
             cells[0], cells[-1] = f"[{cells[0]}]({link})", f"`{cells[-1]}`"
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return grid(lines)
+
+
+def grid(rows: Iterable[Iterable[str]], notes: Iterable[str] = (), align: str = "---") -> str:
+    """Rows of cells, the first of them heads, in Markdown; `align` is that of all but the first
+    column. The notes follow, a line each."""
+    head, *body = (list(row) for row in rows)
+    lines = [head, ["---", *[align] * (len(head) - 1)], *body]
+    safe = ([cell.replace("|", "\\|").replace("\n", "<br>") for cell in line] for line in lines)
+    table = "\n".join(f"| {' | '.join(line)} |" for line in safe)
+    return "\n".join([table, *(f"\n{note}" for note in notes)])
 
 
 def documents(root: Path, rows: list[Row]) -> dict[Path, str]:
     """README.md and every step's notes.md, as they should read."""
     texts = {}
     for path in [root / "README.md", *sorted(root.glob("step*/notes.md"))]:
-        step, chosen = "", brief(rows)
+        step, blocks = path.parent.name, {"results": markdown(brief(rows), root)}
         if path.parent != root:
-            step = f"{path.parent.name}:"
-            chosen = [r for r in rows if r.result.values["step"] == path.parent.name]
-        block = re.compile(f"(<!-- results:{step}start -->\n).*?(<!-- results:{step}end -->)", re.S)
+            own = [row for row in rows if row.result.values["step"] == step]
+            blocks = {f"results:{step}": markdown(own, path.parent)}
+            tables = {row.result.name: row.result.values.get("table") for row in own}
+            blocks |= {f"table:{n}": grid(**t, align="---:") for n, t in tables.items() if t}
         text = path.read_text(encoding="utf-8")
-        if not block.search(text):
-            raise UserError(f"{path}: the markers <!-- results:{step}start --> and end are missing")
-        table = markdown(chosen, path.parent)
-        texts[path] = block.sub(lambda found, t=table: f"{found[1]}{t}\n{found[2]}", text)
+        for name in blocks.keys() ^ {found[2] for found in BLOCK.finditer(text)}:
+            why = "are missing" if name in blocks else "are there, and no such result"
+            raise UserError(f"{path}: the markers <!-- {name}:start --> and end {why}")
+        texts[path] = BLOCK.sub(lambda m, b=blocks: f"{m[1]}{b[m[2]]}\n{m[3]}", text)
     return texts
 
 
@@ -270,10 +286,8 @@ def keep(run: Path, root: Path, name: str = "", compare_to: tuple[str, ...] = ()
     title = f"{result.values['step']}-{name or run.resolve().name}"
     kept = root / "notes" / "results" / f"{title}.json"
     check(kept, result.values, reported)
-    kept.parent.mkdir(parents=True, exist_ok=True)
     write_json(kept, result.values)
     if result.curves:
-        (root / "notes" / "figures").mkdir(exist_ok=True)
         shutil.copyfile(result.curves, root / "notes" / "figures" / f"{title}.png")
     return kept
 
@@ -288,7 +302,7 @@ def show(rows: list[Row]) -> None:
             print(f"\n{where} · {device} · {time}{here}")
         measured = row.measured + (f" (n={row.n})" if row.n != "1" else "")
         line = f"  {row.metric:<{wide}}  {measured:<20}"
-        print("\n".join(f"{line}  reported {text}" for text in row.reported) or line.rstrip())
+        print("\n".join(f"{line}  reported {text}" for text, _ in row.reported) or line.rstrip())
 
 
 def main(config: Config) -> None:

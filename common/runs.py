@@ -7,6 +7,7 @@ curves.png      drawn from metrics.jsonl
 checkpoints/    step-00000100/: a Hugging Face directory plus trainer/
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -88,11 +89,9 @@ class Run:
         """All events so far; a last line cut short by a kill is dropped."""
         path = self.path / "metrics.jsonl"
         events = []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
+        with contextlib.suppress(json.JSONDecodeError):
+            for line in path.read_text().splitlines() if path.exists() else []:
                 events.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
         return events
 
     def rewind(self, step: int) -> None:
@@ -119,15 +118,19 @@ class Run:
 
     # -- the end ---------------------------------------------------------------------------
 
-    def result(self, **fields: Any) -> Path:
+    def result(self, parts: Iterable[dict[str, Any]] = (), **fields: Any) -> Path:
         """Write result.json, add what every result states, and print its path as the last line.
 
         `fields` holds step, script, system, dataset, split, metrics (name -> value, sd, n, unit,
-        higher_is_better), compare_to, model, tokens, seconds, seeds, config.
+        higher_is_better), compare_to, model, tokens, seconds, seeds, config. `parts` are what the
+        runs within this one stated: its hardware is theirs if they agree, for it may have been
+        resumed on another.
         """
         path = self.path / "result.json"
         if self.main:
-            fields["hardware"] = hardware()
+            theirs = [part.get("hardware") for part in parts]
+            alike = theirs and theirs.count(theirs[0]) == len(theirs)
+            fields["hardware"] = (alike and theirs[0]) or hardware()
             fields |= {"command": cli.command(), "commit": self.commit}
             fields["date"] = datetime.now(UTC).isoformat(timespec="seconds")
             write_json(path, fields)
@@ -230,10 +233,9 @@ def write_bytes(path: Path, content: bytes) -> None:
     try:
         beside.write_bytes(content)
         sync(beside)
-    except OSError:
+        beside.replace(path)
+    finally:
         beside.unlink(missing_ok=True)
-        raise
-    beside.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:

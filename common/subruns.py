@@ -57,6 +57,7 @@ def call_all(commands: Iterable[list[str]], at_once: int = 1, quiet: bool = Fals
 
     Ctrl-C and SIGTERM are handed on, so that each saves where it is; `cli.Interrupted` follows, as
     it does when its slice is over. Raises UserError when one fails; the others are told to save.
+    One that was not quiet, and so has told what input is bad, ends this process with its exit code.
     """
     received, stopped, name, running = [], [], "", {}  # process: where its complaints go
     environment = dict(os.environ)
@@ -86,8 +87,10 @@ def call_all(commands: Iterable[list[str]], at_once: int = 1, quiet: bool = Fals
                 why, code = _last_line(running.pop(process)), process.returncode
                 if code in STOPPED:
                     stopped.append(STOPPED[code])
+                elif code == 2 and not (quiet or received):
+                    sys.exit(code)
                 elif code and not received:
-                    told = why or f"exit code {code}"
+                    told = why.removeprefix("error: ") or f"exit code {code}"
                     raise UserError(f"{_script(process)}: {told}; mend it and go on with --resume")
             time.sleep(0.05)
     finally:

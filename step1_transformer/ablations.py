@@ -139,7 +139,7 @@ def main(config: Config) -> None:
         model=trained[0]["model"],
         tokens=tokens,
         seconds=round(seconds, 1),
-        tokens_per_second=round(tokens / seconds),
+        tokens_per_second=round(tokens / max(seconds, 1e-9)),
         seeds=list(seeds),
         config=cli.as_dict(config),
     )

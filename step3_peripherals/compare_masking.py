@@ -66,7 +66,7 @@ def main(config: Config) -> None:
     # Train. Seeds outside: all that was begun can be compared when time is up early
     names = list(dict.fromkeys((BASE, *config.variants)))
     seeds = range(config.seed, config.seed + config.seeds)
-    found, totals = {name: [] for name in names}, dict(tokens=0, seconds=0.0)
+    found, totals, trained = {name: [] for name in names}, dict(tokens=0, seconds=0.0), []
     budget = subruns.Slice(config.slice_minutes)
     for seed in seeds:
         for name in names:
@@ -79,6 +79,7 @@ def main(config: Config) -> None:
                 told = f"stopped in {folder}; go on with:\n{cli.resume_command(run.path)}"
                 raise cli.Interrupted(stop.signum, told) from None
             found[name].append(kept["scores"])
+            trained.append(kept)
             totals = {part: total + kept[part] for part, total in totals.items()}
             told = ", ".join(f"{score} {value:.3f}" for score, value in kept["scores"].items())
             runs.say(f"{name} seed {seed}: {told}")
@@ -93,6 +94,7 @@ def main(config: Config) -> None:
     masking_table.plot(metrics, differences, paper, run.path / "curves.png")
     print(f"figure: {run.path}/curves.png\n{masking_table.target(differences)}".rstrip())
     run.result(
+        trained,
         step="step3_peripherals",
         script="compare_masking",
         system=f"BERT-{config.size} by mask",

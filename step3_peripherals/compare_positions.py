@@ -141,6 +141,7 @@ def main(config: Config) -> None:
         )
     trained = [one for several in found.values() for one in several]
     run.result(
+        trained,
         step="step3_peripherals",
         script="compare_positions",
         system="language model, by position scheme",

@@ -135,6 +135,9 @@ def main(config: Config) -> None:
     seeds = range(config.seed, config.seed + config.seeds)
     trained, sampled = tokenizer_lm.train_all(config, seeds, run.path, accelerator, text, built)
 
+    every = [one for several in (trained | sampled).values() for one in several]
+    ran_on = [{"hardware": one.pop("hardware", None)} for one in every]  # the rest are numbers
+
     # Compare
     print(f"\n{tokenizer_table.table(facts, unit)}\n\n{tokenizer_table.lm_table(trained)}")
     if sampled:
@@ -143,8 +146,10 @@ def main(config: Config) -> None:
     print(f"\nfigure: {run.path}/curves.png")
     told, reached = tokenizer_table.target(facts, GAIN)
     print(f"target {'reached' if reached else 'missed'}: {told}")
-    every = [one for several in (trained | sampled).values() for one in several]
+    seconds, tokens = (sum(one[name] for one in every) for name in ("seconds", "tokens"))
+    learning = sum(found["training_seconds"] for found in built.values())
     run.result(
+        ran_on,
         step="step3_peripherals",
         script="compare_tokenizers",
         system="vocabularies, and language models on them",
@@ -160,12 +165,10 @@ def main(config: Config) -> None:
         },
         heldout_bytes=text.n_bytes,
         timing=f"{TIMING}, median of {config.repeats}",
-        tokens=sum(one["tokens"] for one in every),
-        seconds=round(
-            sum(one["seconds"] for one in every)
-            + sum(found["training_seconds"] for found in built.values()),
-            1,
-        ),
+        model={"name": f"{config.n_layers} layers, {config.d_model} wide", "parameters": None},
+        tokens=tokens,
+        seconds=round(seconds + learning, 1),
+        tokens_per_second=round(tokens / max(seconds, 1e-9)),
         seeds=list(seeds),
         config=cli.as_dict(config),
     )

@@ -5,7 +5,7 @@ are started again; on a cluster, the run directory must be on a disk that all ma
 """
 
 import contextlib
-import importlib.util
+import importlib
 import io
 import os
 import shutil
@@ -83,17 +83,27 @@ def launch_slurm(stages: Sequence[Stage], out: Path, workers: int, **options) ->
     return True
 
 
-def run_ray(stages: Sequence[Stage], out: Path, workers: int) -> None:
-    """Run on the Ray cluster that this machine is connected to, and wait for the end."""
-    if importlib.util.find_spec("ray") is None:
-        raise UserError("--executor ray needs Ray: pip install ray")
-    last = None
+def run_ray(stages: Sequence[Stage], out: Path, workers: int, done=lambda stage: None) -> None:
+    """Run one stage after the other on the Ray cluster of RAY_ADDRESS, or else of this machine.
+
+    Raises UserError where there is no Ray, and after a stage with a task that failed: datatrove
+    ends such a stage like any other, and would wait for it for ever if the next depended on it.
+    """
+    try:
+        ray = importlib.import_module("ray")  # by its name: an option, which we do not require
+    except ImportError:
+        raise UserError("--executor ray needs Ray: pip install ray") from None
+    loguru.logger.remove()  # each task has its log, as with `run_local`
+    ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR")
     for stage in stages:
-        last = RayPipelineExecutor(
-            stage.blocks,
-            tasks=stage.tasks,
-            workers=workers,
-            logging_dir=str((out / LOGS / stage.name).resolve()),
-            depends=last,
+        logs = out / LOGS / stage.name
+        executor = RayPipelineExecutor(
+            stage.blocks, tasks=stage.tasks, workers=workers, logging_dir=str(logs.resolve())
         )
-    last.run()
+        if not executor.get_incomplete_ranks():
+            continue
+        executor.run()
+        if failed := executor.get_incomplete_ranks():
+            told = f"{stage.name}: {len(failed)} of {stage.tasks} tasks failed; see {logs}/logs"
+            raise UserError(f"{told}, mend it and go on with --resume")
+        done(stage)

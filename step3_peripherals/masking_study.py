@@ -70,8 +70,8 @@ class Study:
     def scores(self, config: StudyConfig, masking: Masking) -> dict:
         """Train with `masking` in the run directory `config.out`, or go on where that was stopped.
 
-        Returns {"scores": {name: value}, "tokens", "seconds"}, which the directory keeps in place
-        of the weights. Raises `cli.Interrupted` with a checkpoint written.
+        Returns {"scores": {name: value}, "tokens", "seconds", "hardware"}, which the directory
+        keeps in place of the weights. Raises `cli.Interrupted` with a checkpoint written.
         """
         folder, budget = Path(config.out), subruns.Slice(config.slice_minutes)
         shape = dict(vocab_size=self.train.vocab_size, max_seq_len=self.train.max_seq_len)
@@ -87,6 +87,7 @@ class Study:
             model.save(folder / "model", self.train.tokenizer_dir)
             scores["accuracy"] = self._finetune(replace(config, slice_minutes=budget.left()))
         kept = {"scores": scores, "tokens": state.tokens, "seconds": round(state.seconds, 1)}
+        kept["hardware"] = runs.hardware()
         runs.write_json(folder / "scores.json", kept)
         for done in ("checkpoints", "model", "downstream"):
             shutil.rmtree(folder / done, ignore_errors=True)

@@ -121,7 +121,7 @@ def process(config: Config, run: runs.Run) -> None:
         if executors.launch_slurm(stages, out, workers, **limits):
             raise cli.Interrupted(0, "submitted")
     elif config.executor == "ray":
-        executors.run_ray(stages, out, workers)
+        executors.run_ray(stages, out, workers, done)
     else:
         executors.run_local(stages, out, workers, done)
 
@@ -174,7 +174,10 @@ def process(config: Config, run: runs.Run) -> None:
         sentences=found["5-write/sentences"]["total"],
         funnel=table,
         planted=kinds,
+        model=None,
+        tokens=None,
         seconds=round(seconds, 1),
+        tokens_per_second=None,
         resumed=config.resume,
         seeds=[config.seed],
         config=cli.as_dict(config),

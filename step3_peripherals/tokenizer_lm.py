@@ -163,6 +163,7 @@ def train(
         "teraflops": state.tokens * flops / 1e12,
         "parameters": sum(p.numel() for p in model.parameters()),
         "seconds": round(state.seconds, 1),
+        "hardware": runs.hardware(),
     }
     runs.write_json(folder / "scores.json", result)
     return result

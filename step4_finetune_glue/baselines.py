@@ -5,6 +5,8 @@ import numpy as np
 from step4_finetune_glue import metrics
 from step4_finetune_glue.tasks import Rows
 
+NAMES = ("majority", "bag_of_words")
+
 
 def majority(train: Rows) -> int | float:
     """The commonest class of the training labels, the lower of two; for a regression their mean."""

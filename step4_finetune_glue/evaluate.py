@@ -5,7 +5,8 @@ python step4_finetune_glue/evaluate.py --runs runs/minilm-rte runs/minilm-cola -
 python step4_finetune_glue/evaluate.py --runs runs/glue --submission glue.zip --fill-missing
 
 Mean ± standard deviation over seeds, with how many collapsed to one answer; beside the majority
-class, a linear model on words, and reported systems. One folder a task in --out: result.json,
+class, a linear model on words, an encoder with random weights (a run of finetune.py --random, else
+as the run it stands beside) and reported systems. One folder a task in --out: result.json,
 curves.png, errors.txt; and table.md and curves.png with the table.
 """
 
@@ -58,43 +59,51 @@ def main(config: Config) -> None:
         submit(config, found)
 
     # Score each run on all its dev splits, and show where it fails
-    systems, low = {}, set()
-    lines = {name: System(name.replace("_", " "), "baseline") for name in figures.LINES}
+    systems, low, encoders = {}, set(), {}
+    lines = {name: System(name.replace("_", " "), "baseline") for name in baselines.NAMES}
     short = Counter({run.system: run.label for run in found}.values())
-    for run in found:
+    for run in sorted(found, key=lambda run: not run.random):
         name, data = run.task.name, config.data or run.data
         scored = score(run, data)
         base = baseline_scores(name, data, tuple(scored))
-        measured = report(run, scored, base, config, whole.path)
+        beside = encoders.get((run.pretrained, name), {})
+        measured = report(run, scored, base | beside, config, whole.path)
         title = run.label if short[run.label] == 1 else run.system
-        system = systems.setdefault(run.system, System(title, "measured"))
+        kind = "baseline" if run.random else "measured"
+        system = systems.setdefault(run.system, System(title, kind))
         system.scores[name] = {k: (entry["value"], entry["sd"]) for k, entry in measured.items()}
+        if run.random:
+            means = {k: entry["value"] for k, entry in measured.items()}
+            encoders[run.pretrained, name] = {figures.RANDOM: means}
         for baseline, line in lines.items():
             line.scores[name] = {k: (base[baseline][k], None) for k in measured}
         low |= {name} if run.low_resource else set()
 
     # The table
     shown = [name for name in tasks.TASKS if any(name in s.scores for s in systems.values())]
-    table = Table(
-        [*systems.values(), *lines.values(), *glue_table.reported(REPORTED, shown)], shown, low
-    )
+    ours = sorted([*systems.values(), *lines.values()], key=lambda one: one.kind == "baseline")
+    table = Table([*ours, *glue_table.reported(REPORTED, shown)], shown, low)
     print("\n" + table.text() + "\n")
     runs.write_text(whole.path / "table.md", table.markdown() + "\n")
     table.draw(whole.path / "curves.png")
-    ours = [*systems.values(), *lines.values()]
     averages = {f"average_{slug(one.name)}": table.average(one) for one in ours}
     whole.result(
         step="step4_finetune_glue",
         script="evaluate",
-        system=", ".join(systems),
+        system=", ".join(sorted(systems)),
         preset=config.preset,
         dataset="GLUE",
         split="dev",
         metrics={k: metric(v, unit="%") for k, v in averages.items() if v is not None},
         averaged=table.averaged(),
         low_resource=sorted(low),
+        table=table.as_json(),
         compare_to=[],
+        model={"name": ", ".join(sorted({r.values["model"]["name"] for r in found}))},
+        tokens=None,
         seconds=round(time.monotonic() - started, 1),
+        tokens_per_second=None,
+        seeds=sorted({seed for run in found for seed in run.values["seeds"]}),
         config=cli.as_dict(config),
     )
 
@@ -116,7 +125,7 @@ def prefix(split: str) -> str:
 @cache
 def baseline_scores(name: str, data: str, splits: tuple[str, ...]) -> dict[str, dict[str, float]]:
     """Metrics of each baseline, over all splits."""
-    task, found = tasks.TASKS[name], {baseline: {} for baseline in figures.LINES}
+    task, found = tasks.TASKS[name], {baseline: {} for baseline in baselines.NAMES}
     devs = [tasks.read(task, split, data) for split in splits]
     for dev, each in zip(
         devs, baselines.score(tasks.read(task, "train", data), *devs), strict=True
@@ -146,7 +155,7 @@ def report(run, scored: dict[str, Scored], base: dict, config: Config, whole: Pa
     print(f"\n{run.system} on {first.rows.told()}, {n} seed{'s' * (n > 1)}{pool}")
     for name, entry in measured.items():
         spread = f" ± {entry['sd']:.2f}" if entry["sd"] is not None else ""
-        others = [f"{baseline.replace('_', ' ')} {base[baseline][name]:.2f}" for baseline in base]
+        others = [f"{k.replace('_', ' ')} {v[name]:.2f}" for k, v in base.items() if name in v]
         others += [f"ensemble {together[name]:.2f}"] if n > 1 else []
         print(f"  {name:20}{entry['value']:6.2f}{spread:8}  ({', '.join(others)})")
     print(f"  collapsed seeds     {first.collapsed} of {n}")

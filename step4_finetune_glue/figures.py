@@ -8,7 +8,8 @@ import numpy as np
 from step4_finetune_glue.glue_table import SHORT
 from step4_finetune_glue.scoring import Scored
 
-LINES = {"majority": ":", "bag_of_words": "--"}
+RANDOM = "random_encoder"
+LINES = {"majority": ":", "bag_of_words": "--", RANDOM: "-."}
 
 
 def draw(path: Path, title: str, scored: Scored, baselines: dict[str, dict[str, float]]) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from common.page import count
-from common.report import load_reported, slug
+from common.report import UNNAMED, grid, load_reported, slug
 from step4_finetune_glue.tasks import GLUE
 
+PRINTED, LOW = "†", "‡"
 SHORT = {  # in the order in which a task with two metrics has them
     "f1": "F1",
     "accuracy": "acc",
@@ -18,9 +19,8 @@ SHORT = {  # in the order in which a task with two metrics has them
     "matthews": "MCC",
     "pearson": "r",
     "spearman": "rho",
-    "score_as_printed": "?",
+    slug(UNNAMED): PRINTED,
 }
-LOW = "*"
 
 
 @dataclass
@@ -59,14 +59,15 @@ class Table:
 
     def grid(self) -> list[list[str]]:
         """All cells: a line of tasks, one of metrics, then the systems."""
-        head, metrics = ["", *self.tasks, "avg"], ["%"]
-        head[1:-1] = [task + LOW * (task in self.low_resource) for task in self.tasks]
+        head = ["", *(task + LOW * (task in self.low_resource) for task in self.tasks), "avg"]
+        columns = {}
         for task in self.tasks:
-            names = next(s.scores[task] for s in self.systems if task in s.scores)
-            metrics.append("/".join(SHORT.get(name, name) for name in names))
-        lines = [head, [*metrics, count(len(self.averaged()), "task")]]
+            found = {name for s in self.systems for name in s.scores.get(task, {})}
+            columns[task] = [name for name in SHORT if name in found - {slug(UNNAMED)}]
+        metrics = ["/".join(SHORT[name] for name in names) for names in columns.values()]
+        lines = [head, ["%", *metrics, count(len(self.averaged()), "task")]]
         for system in self.systems:
-            cells = [cell(system.scores.get(task, {})) for task in self.tasks]
+            cells = [cell(system.scores.get(task, {}), names) for task, names in columns.items()]
             average = self.average(system)
             lines.append([system.name, *cells, "–" if average is None else f"{average:.1f}"])
         return lines if self.averaged() else [line[:-1] for line in lines]
@@ -77,8 +78,9 @@ class Table:
         if self.low_resource:
             why = "trained on a small pool or part, not comparable with reported numbers"
             told.append(f"{LOW} low-resource: {why}")
-        if any("score_as_printed" in c for s in self.systems for c in s.scores.values()):
-            told.append("a single number where a task has two: the source has one, maybe unnamed")
+        if any(PRINTED in text for line in self.grid() for text in line):
+            why = "the source prints one score, and does not name its metric"
+            told.append(f"{PRINTED} {why}; the average has it as it is")
         return told
 
     def text(self) -> str:
@@ -98,14 +100,14 @@ class Table:
                 shown.append("  ".join(padded).rstrip())
         return "\n".join([*shown, rule, *self.notes()])
 
-    def markdown(self) -> str:
-        """For a page."""
+    def as_json(self) -> dict[str, list]:
+        """For a result, in the form that `common.report` puts into the notes and the page."""
         head, metrics, *lines = self.grid()
-        joined = [f"{a}<br>{b}" if a else "" for a, b in zip(head, metrics, strict=True)]
-        rows = [joined, ["---", *["---:"] * (len(head) - 1)], *lines]
-        body = "\n".join(f"| {' | '.join(row)} |".replace("\n", "<br>") for row in rows)
-        notes = "\n".join(f"{note}  " for note in self.notes())
-        return f"{body}\n\n{notes}".replace(LOW, f"\\{LOW}")
+        joined = [f"{a}\n{b}" if a else "" for a, b in zip(head, metrics, strict=True)]
+        return {"rows": [joined, *lines], "notes": self.notes()}
+
+    def markdown(self) -> str:
+        return grid(**self.as_json(), align="---:")
 
     def draw(self, path: Path) -> None:
         """As a picture, each column shaded from its lowest score to its highest."""
@@ -158,11 +160,13 @@ class Table:
         return (values - low) / np.where(high > low, high - low, 1)
 
 
-def cell(scores: dict[str, tuple[float, float | None]]) -> str:
-    """`88.9/84.1`, under it `±0.4/0.6` where there are several seeds; `–` for none."""
+def cell(scores: dict[str, tuple[float, float | None]], metrics: list[str]) -> str:
+    """`88.9/84.1`, under it `±0.4/0.6` where there are several seeds; `–` for what there is not."""
     if not scores:
         return "–"
-    means = "/".join(f"{value:.1f}" for value, _ in scores.values())
+    if slug(UNNAMED) in scores:
+        return f"{scores[slug(UNNAMED)][0]:.1f}{PRINTED}"
+    means = "/".join(f"{scores[m][0]:.1f}" if m in scores else "–" for m in metrics)
     spread = "/".join(f"{sd:.1f}" for _, sd in scores.values() if sd is not None)
     return f"{means}\n±{spread}" if spread else means
 
@@ -190,11 +194,14 @@ def reported(path: Path, tasks: Iterable[str] = GLUE) -> list[System]:
 
 
 def compared(path: Path, task: str, metrics: Iterable[str], words: Iterable[str]) -> list[str]:
-    """Ids of the reported dev scores of `task` in systems whose name has one of `words`."""
-    wanted = []
+    """Ids of the reported dev scores of `task` in systems whose name has one of `words`.
+
+    One that names no metric is among them: the report holds it against the first, and says so.
+    """
+    wanted, known = [], {*metrics, slug(UNNAMED)}
     for row_id, row in load_reported(path).items():
         name = f"{row['system']} {row['variant']}".lower()
         dataset = row["dataset"] == task and row["split"].startswith("dev")
-        if row["step"] == "step4_finetune_glue" and dataset and slug(row["metric"]) in set(metrics):
+        if row["step"] == "step4_finetune_glue" and dataset and slug(row["metric"]) in known:
             wanted += [row_id] if any(word.lower() in name for word in words) else []
     return wanted

@@ -113,6 +113,7 @@ def main(config: Config) -> None:
     every = [*results.values(), *fresh]
     seconds, tokens = (sum(one[name] for one in every) for name in ("seconds", "tokens"))
     run.result(
+        every,
         step="step4_finetune_glue",
         script="grid",
         system=f"{config.model}, batch {best[0]}, learning rate {best[1]:g}",

@@ -13,6 +13,8 @@ from common.runs import metric
 from step4_finetune_glue import metrics, tasks
 from step4_finetune_glue.tasks import Rows, Task
 
+RANDOM, PRETRAINED = "random weights", "pretrained weights"  # as finetune.py calls them
+
 
 @dataclass(frozen=True)
 class Finetuned:
@@ -43,7 +45,7 @@ class Finetuned:
     @property
     def label(self) -> str:
         """The system in short: without the folders of its model, and without what is usual."""
-        usual = ("pretrained weights", "cls pooling")
+        usual = (PRETRAINED, "cls pooling")
         model, *rest = self.system.split(", ")
         return ", ".join(
             [
@@ -51,6 +53,16 @@ class Finetuned:
                 *(r for r in rest if r not in usual),
             ]
         )
+
+    @property
+    def random(self) -> bool:
+        """True where nothing but the labels taught it: it began with random weights."""
+        return RANDOM in self.system.split(", ")
+
+    @property
+    def pretrained(self) -> str:
+        """The system's name, or of one with random weights that of its like with learned ones."""
+        return self.system.replace(f", {RANDOM}", f", {PRETRAINED}")
 
     @property
     def data(self) -> str:

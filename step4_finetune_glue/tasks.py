@@ -156,14 +156,15 @@ def read(task: Task, split: str, data: str = "glue") -> Rows:
                 skipped += 1
                 continue
         elif broken:
-            raise UserError(f"{where}: {broken[0]!r} is empty")
+            raise UserError(f"{where}: {broken[0]!r} is empty; give it a text or remove the row")
         first.append(row.get(task.texts[0]) or "")
         second.append(row.get(task.texts[-1]) or "")
         ids.append(_id(where, row, number))
         if labelled:
             labels.append(_label(where, task, row.get(task.label)))
     if not first:
-        raise UserError(f"{_place(source)}: no rows in it; it is empty or cut off")
+        told = f"all {skipped} rows are broken or" if skipped else "no rows in it; it is empty or"
+        raise UserError(f"{_place(source)}: {told} cut off; get it anew")
     low_resource = any(path.name == task.pool for path in source.files)
     rows = Rows(
         task=task,
@@ -290,10 +291,14 @@ def _hub_rows(task: Task, source: sources.Source) -> Iterator[formats.Row]:
     """The hub's columns under the names that the files have."""
     names = {"MRPC": ("sentence1", "sentence2"), "MNLI": ("premise", "hypothesis")}
     names["AX"] = names["MNLI"]
-    for where, row in sources.hub_rows(source):
-        texts = names.get(task.name, task.texts)
-        renamed = {ours: row.get(theirs) for ours, theirs in zip(task.texts, texts, strict=True)}
-        yield where, renamed | {task.label: row.get("label"), "index": row.get("idx")}
+    texts = names.get(task.name, task.texts)
+    try:
+        for where, row in sources.hub_rows(source):
+            renamed = {ours: row.get(one) for ours, one in zip(task.texts, texts, strict=True)}
+            yield where, renamed | {task.label: row.get("label"), "index": row.get("idx")}
+    except UserError as error:
+        why = str(error).removesuffix(f". {sources.OFFLINE}")
+        raise UserError(f"{why}; {HOW_TO_GET}") from error
 
 
 def _rt_rows(task: Task, source: sources.Source) -> Iterator[formats.Row]:
@@ -306,7 +311,7 @@ def _id(where: str, row: dict[str, Any], number: int) -> int:
     try:
         return int(index)
     except (TypeError, ValueError):
-        raise UserError(f"{where}: index {index!r} is no number") from None
+        raise UserError(f"{where}: index {index!r} is no number; number the rows from 0") from None
 
 
 def _label(where: str, task: Task, label: Any) -> int | float:

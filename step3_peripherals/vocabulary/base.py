@@ -1,11 +1,13 @@
 """What all vocabularies share: text that is Unicode, and files that are what they should be."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from common.cli import UserError
+
+NO_TEXT = "no text to learn a vocabulary from; give texts that have more in them than spaces"
 
 
 def valid_unicode(text: str) -> str:
@@ -19,6 +21,17 @@ def valid_unicode(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def windows(text: str, size: int = 1 << 20) -> Iterator[str]:
+    """`text` in parts of at most `size` characters, which end behind a space if they hold one."""
+    start = 0
+    while start < len(text):
+        end = start + size
+        if end < len(text):
+            end = text.rfind(" ", start, end) + 1 or end
+        yield text[start:end]
+        start = end
 
 
 def several(texts: Iterable[str]) -> Iterable[str]:

@@ -22,7 +22,14 @@ import regex
 
 from common import runs
 from common.cli import UserError
-from step3_peripherals.vocabulary.base import known, read_json, read_text, several, valid_unicode
+from step3_peripherals.vocabulary.base import (
+    NO_TEXT,
+    known,
+    read_json,
+    read_text,
+    several,
+    valid_unicode,
+)
 
 SPACE = "▁"
 LONGEST_LEARNED = 1_000  # symbols; what is longer is no word, but data or a text without spaces
@@ -52,18 +59,18 @@ def learn(
     than the special tokens and the characters.
     """
     if not words:
-        raise UserError("no text to learn a vocabulary from")
+        raise UserError(NO_TEXT)
     vocab = {token: index for index, token in enumerate(dict.fromkeys(special_tokens))}
     for character in _characters(words, alphabet, limit_alphabet):
         vocab.setdefault(character, len(vocab))
     if len(vocab) > vocab_size:
         raise UserError(
             f"a vocabulary of {vocab_size:,} is too small: the characters of the text and the "
-            f"special tokens are {len(vocab):,}"
+            f"special tokens are {len(vocab):,}; give {len(vocab):,} or more"
         )
     short = [word for word in words if len(word) <= LONGEST_LEARNED]
     if not short:
-        raise UserError(f"no word in the text has at most {LONGEST_LEARNED:,} symbols; add spaces")
+        raise no_short_word()
     pairs = _Pairs(
         [[vocab[c] for c in word if c in vocab] for word in short], [words[word] for word in short]
     )
@@ -79,6 +86,10 @@ def learn(
             tokens.append(left + right)
         pairs.merge_most_frequent(new)
     return vocab, merges
+
+
+def no_short_word() -> UserError:
+    return UserError(f"no word in the text has at most {LONGEST_LEARNED:,} symbols; add spaces")
 
 
 def _characters(words: dict[str, int], alphabet: Iterable[str], limit: int | None) -> list[str]:

@@ -14,7 +14,11 @@ spaces first, and each distinct chunk be treated once.
 
 import string
 import unicodedata
+from collections.abc import Iterator
 
+from step3_peripherals.vocabulary.base import windows
+
+LONGEST_CHUNK = 1 << 21  # characters; bounds the memory
 HAN = (  # BERT's blocks of CJK ideographs; kana, hangul and Han of later blocks stay in words
     (0x4E00, 0x9FFF),
     (0x3400, 0x4DBF),
@@ -62,9 +66,13 @@ _NO_MARKS = _Table(lambda c: "" if unicodedata.category(c) == "Mn" else c)
 _PUNCTUATION = _Table(lambda c: f" {c} " if is_punctuation(c) else c)
 
 
-def chunks(text: str) -> list[str]:
-    """`text`, cleaned (1.) and split at white space; a chunk holds one or more words."""
-    return text.translate(_CLEAN).split()
+def chunks(text: str) -> Iterator[str]:
+    """`text`, cleaned (1.) and split at white space; a chunk holds one or more words.
+
+    Chunks longer than LONGEST_CHUNK are cut there: a word that it goes through becomes two.
+    """
+    for window in windows(text.translate(_CLEAN), LONGEST_CHUNK):
+        yield from window.split()
 
 
 def words(chunk: str, lowercase: bool) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from common.cli import UserError
-from step3_peripherals.vocabulary.base import known, valid_unicode
+from step3_peripherals.vocabulary.base import known, valid_unicode, windows
 from step3_peripherals.vocabulary.sentencepiece_model import SPACE, Kind, Model
 
 FILE = "spiece.model"
@@ -26,6 +26,8 @@ class Normalizer:
 
     The rules are NFKC and the like, spelt out: ﬁ -> fi, e + ´ -> é, tab -> space. At each position
     the longest applies. A user-defined piece goes before any rule and stays as it is.
+
+    Text is rewritten in `windows`: at the end of one that has no space, no rule sees beyond.
     """
 
     def __init__(self, model: Model):
@@ -42,11 +44,11 @@ class Normalizer:
         self._cache: dict[str, str] = {}
 
     def __call__(self, text: str) -> str:
-        text = valid_unicode(text)
-        words = text.split(" ") if self.divisible else [text]
-        text = " ".join(map(self._word, words))
+        text = "".join(map(self._window, windows(valid_unicode(text))))
         if self.model.remove_extra_spaces:
-            text = re.sub(" +", " ", text).lstrip(" ")
+            while "  " in text:
+                text = text.replace("  ", " ")
+            text = text.lstrip(" ")
         if not text:
             return ""
         if self.model.add_dummy_prefix:
@@ -59,6 +61,9 @@ class Normalizer:
         """Normalised text in characters, but user-defined pieces whole."""
         whole = sorted(self.tables[0], key=len, reverse=True)
         return re.findall("|".join([*map(re.escape, whole), "."]), text, re.S) if whole else [*text]
+
+    def _window(self, text: str) -> str:
+        return " ".join(map(self._word, text.split(" ") if self.divisible else [text]))
 
     def _word(self, word: str) -> str:
         if self.inner.isdisjoint(word):
@@ -112,7 +117,7 @@ class SentencePieces:
     def vocab_size(self) -> int:
         return len(self.model.pieces)
 
-    def segment(self, text: str, **options) -> list[str]:
+    def segment(self, text: str, **options) -> Iterable[str]:
         """Cut normalised text into pieces; a character that no piece has is one by itself."""
         raise NotImplementedError
 
@@ -124,21 +129,24 @@ class SentencePieces:
         """As `encode`, but the pieces themselves; what is unknown stands as in the text."""
         return [piece for piece, _ in self._pieces(text, **options)]
 
-    def _pieces(self, text: str, **options) -> list[tuple[str, int]]:
-        found: list[tuple[str, int]] = []
+    def _pieces(self, text: str, **options) -> Iterator[tuple[str, int]]:
+        unknown = ""
         for piece in self.segment(self.normalize(text), **options):
             index = self.visible.get(piece)
+            if index is None and not self.model.byte_fallback:  # a run is one unknown
+                unknown += piece
+                continue
+            if unknown:
+                yield unknown, self.unknown
+                unknown = ""
             if index is not None:
-                found.append((piece, index))
-            elif self.model.byte_fallback:
-                for byte in piece.encode():
-                    index = self._bytes[byte]
-                    found.append((self.model.pieces[index].text, index))
-            elif found and found[-1][1] == self.unknown:  # a run is one unknown
-                found[-1] = (found[-1][0] + piece, self.unknown)
-            else:
-                found.append((piece, self.unknown))
-        return found
+                yield piece, index
+                continue
+            for byte in piece.encode():
+                index = self._bytes[byte]
+                yield self.model.pieces[index].text, index
+        if unknown:
+            yield unknown, self.unknown
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`: the space in front is taken away, bytes that are no UTF-8 become

@@ -6,16 +6,23 @@ neighbours make a piece. Characters without a piece are then written as their by
 """
 
 import re
+from collections.abc import Iterator
 from heapq import heappop, heappush
 
 from step3_peripherals.vocabulary.pieces import CACHED_LENGTH, CACHED_WORDS, SentencePieces
 from step3_peripherals.vocabulary.sentencepiece_model import BPE, SPACE, Kind, Model
 
-WORD = re.compile(f"{SPACE}*[^{SPACE}]+|{SPACE}+")
+LONGEST = 1 << 16  # characters; bounds the memory
+WORD = re.compile(f"{SPACE}{{0,{LONGEST}}}[^{SPACE}]{{1,{LONGEST}}}|{SPACE}{{1,{LONGEST}}}")
+ANY = re.compile(f".{{1,{LONGEST}}}", re.DOTALL)
 
 
 class ScoredBPE(SentencePieces):
-    """Encodes with a BPE .model file (`from_sentencepiece`); to learn a BPE see `bpe.py`."""
+    """Encodes with a BPE .model file (`from_sentencepiece`); to learn a BPE see `bpe.py`.
+
+    A word longer than LONGEST is cut there, so that no piece lies across; `sentencepiece` alone
+    would look for one. Where a piece has a ▁ behind another character, this is so of whole texts.
+    """
 
     algorithm = BPE
 
@@ -28,17 +35,16 @@ class ScoredBPE(SentencePieces):
         self.divisible = not any(len(WORD.findall(piece)) > 1 for piece in self.visible)
         self._cache: dict[str, list[str]] = {}
 
-    def segment(self, text: str) -> list[str]:
+    def segment(self, text: str) -> Iterator[str]:
         """Normalised text, merged as above."""
-        pieces: list[str] = []
-        for word in WORD.findall(text) if self.divisible else [text]:
+        for match in (WORD if self.divisible else ANY).finditer(text):
+            word = match.group()
             found = self._cache.get(word)
             if found is None:
                 found = self._merge_all(word)
                 if len(word) <= CACHED_LENGTH and len(self._cache) < CACHED_WORDS:
                     self._cache[word] = found
-            pieces += found
-        return pieces
+            yield from found
 
     def _merge_all(self, text: str) -> list[str]:
         symbols = self.normalize.split_user_defined(text)

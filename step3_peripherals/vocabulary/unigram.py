@@ -29,13 +29,20 @@ from step3_peripherals.vocabulary.sentencepiece_model import SPACE, UNIGRAM, Kin
 
 UNKNOWN_PENALTY = 10.0  # below the lowest score of any piece
 USER_DEFINED_SCORE = -0.1  # above nearly all
+LONGEST = 1 << 18  # characters of a word; bounds the memory
 LEAST_SUM = -1e5  # of log p; a sum below it begins anew, from 0
 MARGIN = 1.0  # nats; far more than 32-bit sums of that size go wrong by
+WORD = re.compile(f"{SPACE}[^{SPACE}]{{0,{LONGEST - 1}}}|[^{SPACE}]{{1,{LONGEST}}}")
+ANY = re.compile(f".{{1,{LONGEST}}}", re.DOTALL)
 Edge = tuple[int, float]  # its other end, log p
 
 
 class Unigram(SentencePieces):
-    """Encodes as `sentencepiece` does, learned here (`train`) or there (`from_sentencepiece`)."""
+    """Encodes as `sentencepiece` does, learned here (`train`) or there (`from_sentencepiece`).
+
+    A word longer than LONGEST is cut there, so that no piece lies across; `sentencepiece` alone
+    would look for one. Where a piece has a ▁ behind another character, this is so of whole texts.
+    """
 
     algorithm = UNIGRAM
 
@@ -77,7 +84,7 @@ class Unigram(SentencePieces):
 
     def segment(
         self, text: str, *, alpha: float | None = None, rng: np.random.Generator | None = None
-    ) -> list[str]:
+    ) -> Iterator[str]:
         """The likeliest segmentation of normalised text; with `alpha`, one drawn by `sample`.
 
         Raises UserError for an alpha below 0 or without `rng`.
@@ -86,20 +93,19 @@ class Unigram(SentencePieces):
             return self.viterbi(text)
         if not 0 <= alpha < math.inf or rng is None:
             raise UserError(f"alpha {alpha} must be 0 or more, and have an rng")
-        return [piece for word in self._words(text) for piece in self.sample(word, alpha, rng)]
+        return (piece for word in self._words(text) for piece in self.sample(word, alpha, rng))
 
-    def viterbi(self, text: str) -> list[str]:
+    def viterbi(self, text: str) -> Iterator[str]:
         """The likeliest segmentation, near-ties decided as `sentencepiece` does: by sums of log p
         over the text in 32 bits, which begin anew at a node where the best is below LEAST_SUM. In
         double precision, words leave little to decide."""
-        pieces: list[str] = []
         total = array("f", [0.0])  # of the best way so far; an array rounds
         for word in self._words(text):
             only, edges = self._likely_ways(word)
             if only:
                 for _, _, score in edges:
                     total[0] = score + (total[0] if total[0] >= LEAST_SUM else 0.0)
-                pieces += only
+                yield from only
                 continue
             size = len(word)
             best = total + array("f", [-math.inf]) * size  # at each node
@@ -113,13 +119,12 @@ class Unigram(SentencePieces):
                     best[end] = new
                     if best[end] > old:
                         starts[end] = start
-            pieces += _cut(word, starts)
+            yield from _cut(word, starts)
             total[0] = best[size]
-        return pieces
 
-    def _words(self, text: str) -> list[str]:
+    def _words(self, text: str) -> Iterator[str]:
         """What can be segmented by itself: before ▁ a piece always ends, if none has it inside."""
-        return re.findall(f"{SPACE}[^{SPACE}]*|[^{SPACE}]+", text) if self.divisible else [text]
+        return (match.group() for match in (WORD if self.divisible else ANY).finditer(text))
 
     def _likely_ways(self, word: str) -> tuple[list[str], list[tuple[int, int, float]]]:
         """The edges (start, end, log p) on ways less than MARGIN worse than the best one; and the
@@ -169,8 +174,13 @@ class Unigram(SentencePieces):
         return pieces[::-1]
 
     def nbest(self, text: str, n: int) -> list[tuple[list[str], float]]:
-        """The n likeliest segmentations of raw `text` (fewer if it has fewer) with their log P."""
+        """The n likeliest segmentations of raw `text` (fewer if it has fewer) with their log P.
+
+        Raises UserError for a text longer than LONGEST.
+        """
         text = self.normalize(text)
+        if len(text) > LONGEST:
+            raise UserError(f"n-best of {len(text):,} characters: give at most {LONGEST:,}")
         best = [0.0] + [-math.inf] * len(text)
         arrivals: list[list[Edge]] = [[] for _ in range(len(text) + 1)]
         for t in range(len(text)):

@@ -11,18 +11,20 @@ What is summed over, the lattices of all words, is held in one array, so that Nu
 all words at once. The texts count only through their distinct words.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
 
 from common.cli import UserError
-from step3_peripherals.vocabulary.base import several, valid_unicode
+from step3_peripherals.vocabulary.base import NO_TEXT, several, valid_unicode
 from step3_peripherals.vocabulary.sentencepiece_model import SPACE, Kind, Model, Piece
 
 CONTROLS = ("<s>", "</s>")
 SPECIAL = [Piece("<unk>", 0.0, Kind.UNKNOWN), *(Piece(t, 0.0, Kind.CONTROL) for t in CONTROLS)]
 LONGEST_WORD = 1_000  # characters; a longer one is cut there
+LONGEST_LEARNED = 100_000  # of a longer one's rest, only the characters are learned
 MIN_EXPECTED = 0.5  # a piece used less often, in expectation, is dropped
 SURPLUS = 1.1  # drop by loss down to this many times the size; the rest goes by probability
 
@@ -46,11 +48,12 @@ def learn(
     target = vocab_size - len(SPECIAL)
     characters = _characters(words)
     if not characters:
-        raise UserError("no text to learn a vocabulary from")
+        raise UserError(NO_TEXT)
     if target < len(characters):
+        least = f"{len(SPECIAL) + len(characters):,}"
         raise UserError(
             f"a vocabulary of {vocab_size:,} is too small: the special pieces and the characters "
-            f"of the text are {len(SPECIAL) + len(characters):,}"
+            f"of the text are {least}; give {least} or more"
         )
     seed = seed_pieces(words, max_piece_length)
     most_covered = sorted(seed, key=lambda piece: (-seed[piece] * len(piece), piece))[:seed_size]
@@ -81,7 +84,7 @@ def learn(
     if len(pieces) < target:
         raise UserError(
             f"a vocabulary of {vocab_size:,} is too large: this text has use for "
-            f"{len(SPECIAL) + len(pieces):,} pieces"
+            f"{len(SPECIAL) + len(pieces):,} pieces; give no more, or more text"
         )
     rank = scores.copy()
     rank[: len(characters)] = np.inf
@@ -94,13 +97,15 @@ def count_words(texts: Iterable[str]) -> Counter[str]:
     """How often each word stands in the texts, written with the ▁ that stands for its space."""
     words: Counter[str] = Counter()
     for text in several(texts):
-        words.update(valid_unicode(text).replace(SPACE, " ").split(" "))
+        found = re.finditer("[^ ]+", valid_unicode(text).replace(SPACE, " "))
+        words.update(match.group() for match in found)
     counts: Counter[str] = Counter()
     for word, count in words.items():
-        if word:
-            word = SPACE + word
-            for start in range(0, len(word), LONGEST_WORD):
-                counts[word[start : start + LONGEST_WORD]] += count
+        learned, rest = (SPACE + word)[:LONGEST_LEARNED], word[LONGEST_LEARNED - 1 :]
+        for start in range(0, len(learned), LONGEST_WORD):
+            counts[learned[start : start + LONGEST_WORD]] += count
+        for character, often in Counter(rest).items():
+            counts[character] += often * count
     return counts
 
 

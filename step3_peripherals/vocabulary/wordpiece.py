@@ -114,6 +114,7 @@ class WordPiece:
         """Learn from texts, of which only distinct words are held.
 
         The ids are first `special_tokens`, then the characters with ##, those without, the merges.
+        Words longer than LONGEST_LEARNED add their characters, but no pairs.
         `likelihood` prefers pairs of rare symbols: give it a `min_frequency`, such as 10, or it
         spends the vocabulary on misprints. Raises UserError as `BPE.train` does.
         """
@@ -121,11 +122,20 @@ class WordPiece:
         for text in several(texts):
             seen.update(chunks(text))
         counts: Counter[Word] = Counter()
+        beside: Counter[str] = Counter()  # the symbols of words too long to learn from
         for chunk, count in seen.items():
             for word in words(chunk, lowercase):
-                counts[(word[0], *(PREFIX + c for c in word[1:]))] += count
+                if len(word) <= bpe.LONGEST_LEARNED:
+                    counts[(word[0], *(PREFIX + c for c in word[1:]))] += count
+                    continue
+                beside[word[0]] += count
+                for character, often in Counter(word[1:]).items():
+                    beside[PREFIX + character] += often * count
+        if beside and not counts:
+            raise bpe.no_short_word()
+        counts.update({(symbol,): count for symbol, count in beside.items()})
 
-        inside = sorted({symbol for word in counts for symbol in word[1:]})
+        inside = sorted({symbol for word in counts for symbol in word if len(symbol) > 1})
         options = {
             "special_tokens": (*special_tokens, *inside),
             "alphabet": [symbol.removeprefix(PREFIX) for symbol in inside],

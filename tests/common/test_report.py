@@ -82,6 +82,41 @@ def test_readme_holds_what_is_compared_and_the_step_notes_everything(root):
     assert "](../notes/results/step2_bert-tiny.json)" in notes
 
 
+TABLE = {"rows": [["", "RTE\nacc"], ["tiny | <1", "58.8\n±1.2"]], "notes": ["a note"]}
+MARKS = "<!-- table:glue:start -->\n<!-- table:glue:end -->\n"
+
+
+def test_a_table_of_a_result_is_in_the_notes_and_on_the_page(root):
+    kept = write(root / "notes" / "results" / "step2_bert-glue.json", table=TABLE)
+    notes, html = root / "step2_bert" / "notes.md", root / "page.html"
+    with pytest.raises(UserError, match="<!-- table:glue:start --> and end are missing"):
+        report.main(report.Config(root=str(root)))
+    notes.write_text(notes.read_text() + MARKS)
+    report.main(report.Config(root=str(root), html=str(html)))
+    lines = ["|  | RTE<br>acc |", "| --- | ---: |", "| tiny \\| <1 | 58.8<br>±1.2 |", "", "a note"]
+    assert "\n".join(["start -->", *lines, "<!-- table:glue:end -->"]) in notes.read_text()
+    assert "<td>RTE<br>acc</tr><tr><td>tiny | &lt;1<td>58.8<br>±1.2</tr>" in html.read_text()
+    assert "<div class=soft>a note</div>" in html.read_text()
+
+    newer = TABLE | {"rows": [["", "RTE"], ["tiny", "60.0"]]}
+    write(kept, table=newer)
+    with pytest.raises(UserError, match="notes.md: tables disagree"):
+        report.main(report.Config(root=str(root), check=True))
+    report.main(report.Config(root=str(root)))
+    report.main(report.Config(root=str(root), check=True))
+    kept.unlink()
+    with pytest.raises(UserError, match="table:glue:start --> and end are there, and no such res"):
+        report.main(report.Config(root=str(root), check=True))
+
+
+def test_a_reported_number_that_names_no_metric_stands_beside_the_first(root):
+    table = root / "notes" / "reported_numbers.csv"
+    table.write_text(table.read_text().replace("MLM loss", report.UNNAMED))
+    report.main(report.Config(root=str(root)))
+    told = "| MLM loss (nats) ↓ | 3.266 (BERT tiny, Wikipedia eval, metric not named) | 3.512 |"
+    assert told in (root / "step2_bert" / "notes.md").read_text()
+
+
 @pytest.mark.parametrize("name", ["README.md", "step2_bert/notes.md"])
 def test_check_names_the_document_that_drifted_and_leaves_it(root, name):
     report.main(report.Config(root=str(root)))

@@ -152,6 +152,16 @@ def test_a_result_says_where_it_comes_from_and_is_the_last_line(tmp_path, capsys
     assert capsys.readouterr().out.splitlines()[-1] == f"result: {path}"
 
 
+def test_what_a_result_ran_on_is_what_its_parts_ran_on_if_they_agree(tmp_path):
+    with_parts = lambda *parts: json.loads(  # noqa: E731
+        Run(tmp_path).result(parts, step="step2_bert").read_text()
+    )["hardware"]
+    one, other = {"hardware": {"cores": 77}}, {"hardware": {"cores": 78}}
+    assert with_parts(one, one) == {"cores": 77}
+    for parts in ((), (one, other), ({}, {}), (one, {})):
+        assert with_parts(*parts) == runs.hardware()
+
+
 def test_curves_are_drawn_from_the_metrics(tmp_path):
     run = open_run(tmp_path)
     assert run.plot() is None

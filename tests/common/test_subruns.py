@@ -22,7 +22,10 @@ for signum in (signal.SIGINT, signal.SIGTERM):
 here.write_text(os.environ.get("OMP_NUM_THREADS", ""))
 if does == "wait":
     time.sleep(30)
-sys.exit({"slice": 75, "wrong": "first\\nthe last line"}.get(does, 0))
+if does == "bad input":
+    print("error: --x 0 must be 1 or more", file=sys.stderr)
+    sys.exit(2)
+sys.exit({"slice": 75, "wrong": "first\\nerror: the last line"}.get(does, 0))
 """
 
 
@@ -91,6 +94,17 @@ def test_when_one_fails_the_others_save(command, tmp_path):
     with pytest.raises(cli.UserError, match=r"^script\.py: the last line; mend it"):
         subruns.call_all(commands(), at_once=2, quiet=True)
     assert (tmp_path / "long.saved").exists() and not (tmp_path / "never.txt").exists()
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_bad_input_is_told_once(command, tmp_path, quiet):
+    outer = "from common import cli, subruns; call = lambda _: "
+    outer += f"subruns.call_all([{command('a.txt', 'bad input')!r}], quiet={quiet}); "
+    outer += "cli.run(call, cli.RunConfig, {})"
+    ended = subprocess.run([sys.executable, "-c", outer], capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stdout == ""
+    told = "script.py: --x 0 must be 1 or more; mend it and go on with --resume"
+    assert ended.stderr == f"error: {told if quiet else '--x 0 must be 1 or more'}\n"
 
 
 def test_when_the_slice_is_over_nothing_more_begins(command, tmp_path):

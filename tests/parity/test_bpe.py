@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from common import data
+from step3_peripherals.vocabulary.base import valid_unicode
 from step3_peripherals.vocabulary.bpe import BPE, learn
 from step3_peripherals.vocabulary.byte_level import END_OF_TEXT, ByteLevelBPE
 
@@ -63,6 +64,8 @@ texts = st.lists(
     | st.sampled_from(PIECES),
     max_size=12,
 ).map("".join)
+surrogates = st.text(st.characters(categories=["Cs"]), min_size=1, max_size=3)
+broken = st.tuples(texts, surrogates | st.just("\ud83d\ude00"), texts).map("".join)
 few = functools.partial(settings, deadline=None, derandomize=True)
 
 
@@ -174,6 +177,22 @@ def test_ids_of_any_text(text):
     assert ours.decode(ours.encode(text)) == text
 
 
+@few(max_examples=150)
+@given(text=broken)
+def test_ids_of_broken_surrogates_are_those_of_the_mended_text(text):
+    """The library itself refuses such strings."""
+    ours, theirs = trained()
+    mended = valid_unicode(text)
+    with pytest.raises(TypeError, match="must be str"):
+        theirs.encode(text)
+    assert ours.encode(text) == theirs.encode(mended).ids
+    assert ours.decode(ours.encode(text)) == mended
+
+
+def test_a_pair_of_surrogates_is_its_character_and_half_a_pair_is_u_fffd():
+    assert valid_unicode("a\ud83d\ude00 \ud83d \ude00\ud83d文") == "a😀 \ufffd \ufffd\ufffd文"
+
+
 @few(max_examples=100)
 @given(ids=st.lists(st.integers(0, 400)))
 def test_text_of_any_ids(ids):
@@ -189,6 +208,15 @@ def test_gpt2_ids_of_any_text(text):
     ids = ours.encode(text)
     assert ids == theirs.encode(text).ids == hf.encode(text)
     assert ours.decode(ids) == text
+
+
+@needs_gpt2
+@few(max_examples=150)
+@given(text=broken)
+def test_gpt2_ids_of_broken_surrogates(text):
+    ours, theirs, hf = gpt2()
+    mended = valid_unicode(text)
+    assert ours.encode(text) == theirs.encode(mended).ids == hf.encode(mended)
 
 
 @needs_gpt2

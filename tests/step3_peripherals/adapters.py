@@ -54,7 +54,7 @@ def longest_match(word, vocab):
 
 def viterbi(text, log_p):
     pieces = [Piece(piece, score) for piece, score in log_p.items()]
-    return Unigram(Model([Piece("<unk>", kind=Kind.UNKNOWN), *pieces])).viterbi(text)
+    return [*Unigram(Model([Piece("<unk>", kind=Kind.UNKNOWN), *pieces])).viterbi(text)]
 
 
 def log_likelihood(text, log_p):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from common import runs
 from step2_bert.corpus import prepare
 from step2_bert.masking import Vocabulary
 from step2_bert.samples import Samples
@@ -99,6 +100,13 @@ def test_a_comparison_that_is_stopped_or_extended_keeps_its_scores(data, tmp_pat
     assert scores.stat().st_mtime_ns == before
     again = result()["metrics"]["mlm_loss base"]
     assert again["n"] == 2 and again["sd"] > 0
+
+    # They ran where they were trained, wherever they are compared
+    there = result()["hardware"]
+    (tmp_path / "run" / "result.json").unlink()
+    monkeypatch.setattr(runs, "hardware", lambda: {"cores": 99})
+    assert call(*flags, "--resume", "--seeds", 2) == 0
+    assert result()["hardware"] == there
 
 
 def test_a_slice_is_for_pretraining_and_fine_tuning_together(data, reviews, monkeypatch):

@@ -81,11 +81,16 @@ def test_a_comparison(trained, capsys):
     assert not entry["higher_is_better"]
 
 
-def test_what_is_done_is_not_done_again(trained, capsys):
+def test_what_is_done_is_not_done_again(trained, capsys, monkeypatch):
     assert compare("--seeds", 1, "--schemes", "none", "rope") == 0
     trained.clear()
     assert compare("--seeds", 2, "--schemes", "none", "rope", "--resume") == 0
     assert trained == ["none/seed-1", "rope/seed-1"]
+    Path("run/result.json").unlink()
+    monkeypatch.setattr(runs, "hardware", lambda: {"cores": 99})
+    assert compare("--seeds", 2, "--schemes", "none", "rope", "--resume") == 0
+    there = read("run/none/seed-0/result.json")["hardware"]
+    assert read("run/result.json")["hardware"] == there != {"cores": 99}
     assert compare("--seeds", 2, "--schemes", "none", "rope", "--resume") == 0
     assert "is complete" in capsys.readouterr().out
 

@@ -94,8 +94,11 @@ def test_a_comparison_is_made_once_and_told_whole(capsys, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(tokenizer_study, "measure", None)
         patched.setattr(engine, "train", None)
+        patched.setattr(runs, "hardware", lambda: {"cores": 99})
         assert call(*three, "--seeds", 2, "--resume") == 0
-    assert read("run/result.json")["metrics"] == metrics
+    again = read("run/result.json")
+    assert again["metrics"] == metrics and again["hardware"] == found["hardware"]
+    assert found["tokens_per_second"] > 0 and "1 layers, 32 wide" in found["model"]["name"]
     assert call(*three, "--seeds", 2, "--dropout", 0.5, "--resume") == 2
     assert "was begun with --dropout 0.1" in capsys.readouterr().err
 

@@ -330,6 +330,79 @@ def test_slurm_runs_the_same_blocks(reviews, tmp_path, monkeypatch):
     assert not executors.launch_slurm(found, tmp_path / "slurm", 2, **limits)
 
 
+RAY = '''
+import types
+
+class Ref:
+    """What a call gave, or the error that it ended with."""
+    def __init__(self, call, *args):
+        try:
+            self.value, self.error = call(*args), None
+        except Exception as error:
+            self.error = error
+
+class Actor:
+    def __init__(self, kind):
+        self.kind = kind
+    def options(self, **ignored):
+        return self
+    def remote(self):
+        it, self.it = self.kind(), None
+        for name in ("get_node_ip", "run_for_rank"):
+            call = getattr(it, name)
+            setattr(self, name, types.SimpleNamespace(remote=lambda *a, c=call: Ref(c, *a)))
+        return self
+
+def get(ref):
+    if isinstance(ref, list):
+        return [get(one) for one in ref]
+    if ref.error:
+        raise ref.error
+    return ref.value
+
+remote, put, init, kill = Actor, lambda value: value, lambda **options: None, lambda actor: None
+wait = lambda refs, **options: (refs[:1], refs[1:])
+ready = types.SimpleNamespace(ready=lambda: Ref(int))
+util = types.SimpleNamespace(
+    get_node_ip_address=lambda: "here", placement_group=lambda bundles: ready,
+    remove_placement_group=lambda group: None,
+)
+'''
+RAY_ERRORS = "ObjectLostError RayActorError TaskCancelledError WorkerCrashedError"
+
+
+def test_ray_runs_the_same_blocks_and_names_what_failed(reviews, tmp_path, monkeypatch):
+    """On a cluster of a stand-in for Ray's API, one task after the other."""
+    (tmp_path / "lib" / "ray").mkdir(parents=True)
+    (tmp_path / "lib" / "ray-0.dist-info").mkdir()
+    (tmp_path / "lib" / "ray-0.dist-info" / "METADATA").write_text("Name: ray\nVersion: 0\n")
+    (tmp_path / "lib" / "ray" / "__init__.py").write_text(RAY)
+    errors = "".join(f"class {name}(Exception): pass\n" for name in RAY_ERRORS.split())
+    (tmp_path / "lib" / "ray" / "exceptions.py").write_text(errors)
+    for name in [name for name in sys.modules if name.split(".")[0] == "ray"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path / "lib")
+    source, out, ended = tmp_path / "in", tmp_path / "ray", []
+    source.mkdir()
+    (source / "a.txt").write_text((reviews / "a.txt").read_text())
+    (source / "b.jsonl").write_text('{"body": "It has no text."}\n')
+    options = dict(tasks=2, max_documents=10)
+    told = f"1-read: 1 of 2 tasks failed; see {out}/stages/1-read/logs, mend it and go on with --re"
+    with pytest.raises(UserError, match=re.escape(told)):
+        executors.run_ray(stages(source, out, **options), out, 2, ended.append)
+    assert not ended and not (out / "stages" / "2-clean").exists()
+    (source / "b.jsonl").write_text('{"text": "It has a text."}\n')
+    found = stages(source, out, **options)
+    executors.run_ray(found, out, 2, ended.append)
+    assert ended == found
+    in_process(stages(source, tmp_path / "here", **options))
+    assert contents(out / "shards") == contents(tmp_path / "here" / "shards")
+    executors.run_ray(found, out, 2, ended.append)
+    assert ended == found  # nothing was left to do
+    for name in ("ray", "ray.exceptions"):
+        del sys.modules[name]
+
+
 def test_blocks_travel_to_other_machines(reviews, tmp_path):
     for stage in stages(reviews, tmp_path, plant=0.1):
         assert len(pickle.loads(pickle.dumps(stage.blocks))) == len(stage.blocks)
@@ -354,7 +427,8 @@ def test_blocks_travel_to_other_machines(reviews, tmp_path):
         (dict(executor="slurm"), "no sbatch here"),
     ],
 )
-def test_bad_input_is_one_line(options, complaint, tmp_path, capfd):
+def test_bad_input_is_one_line(options, complaint, tmp_path, capfd, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "columns.jsonl").write_text('{"body": "It has no text."}\n' * 2)
     (tmp_path / "cut.txt.gz").write_bytes(b"\x1f\x8b\x08\x00cut")

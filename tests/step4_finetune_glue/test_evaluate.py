@@ -41,7 +41,11 @@ HEADERS = {
     "RTE": "index\tsentence1\tsentence2\tlabel\n",
     "WNLI": "index\tsentence1\tsentence2\tlabel\n",
 }
-MODELS = {"minilm, pretrained weights": "minilm", "notes/zoo/bert-tiny, pretrained weights": "tiny"}
+MODELS = {
+    "minilm, pretrained weights": "minilm",
+    "minilm, random weights": "minilm",
+    "notes/zoo/bert-tiny, pretrained weights": "tiny",
+}
 
 
 def sentence(rng):
@@ -135,6 +139,7 @@ def done(tmp_path_factory, glue):
         ("MiniLM", "RTE", "accuracy", 68.8), ("MiniLM", "STS-B", "Spearman", 88.0),
         ("MiniLM", "STS-B", "Pearson", 89.0), ("DistilBERT", "RTE", "accuracy", 59.9),
         ("DistilBERT", "MNLI", "accuracy", 82.1), ("tiny", "RTE", "accuracy", 58.84),
+        ("MiniLM", "MRPC", "score as printed", 88.9), ("DistilBERT", "STS-B", report.UNNAMED, 86.9),
     ]):  # fmt: skip
         rows.append(f"{i},step4_finetune_glue,{system},,{task},dev,{metric},{value},%,1,a,b")
     rows.append("9,step2_bert,Other,,RTE,dev,accuracy,1,%,1,a,b")
@@ -173,7 +178,7 @@ def test_a_result_has_means_over_seeds_and_what_stands_beside_them(done, glue):
 def test_other_tasks_have_their_own_metrics_and_neighbours(done):
     scores = result(done / "out" / "minilm_pretrained_weights-sts_b")
     assert list(scores["metrics"])[:2] == ["pearson", "spearman"]
-    assert scores["compare_to"] == ["1", "2"]
+    assert scores["compare_to"] == ["1", "2", "7"]
     nli = result(done / "out" / "minilm_pretrained_weights-mnli")
     assert list(nli["metrics"])[:2] == ["accuracy", "mismatched_accuracy"]
     assert nli["low_resource"] and nli["compare_to"] == []  # other data than the reported had
@@ -193,15 +198,40 @@ def test_every_result_is_one_that_the_report_takes(done):
 
 def test_the_table_has_systems_baselines_and_reported_rows(done):
     lines = (done / "out" / "table.md").read_text().splitlines()
-    assert lines[0].startswith("|  | STS-B<br>r/rho | MNLI\\*<br>acc/mm | RTE<br>acc | avg")
+    assert lines[0].startswith("|  | STS-B<br>r/rho | MNLI‡<br>acc/mm | RTE<br>acc | avg")
     names = [line.split(" | ")[0].strip("| ") for line in lines[2:] if line.startswith("|")]
+    assert lines[7] == "| DistilBERT | 86.9† | 82.1/– | 59.9 | 59.9 |"
+    assert "† the source prints one score, and does not name its metric" in "\n".join(lines)
     assert names == ["minilm", "bert-tiny", "majority", "bag of words", "MiniLM", "DistilBERT",
                      "tiny"]  # fmt: skip
     assert "avg: RTE; WNLI is left out" in "\n".join(lines)
     whole = result(done / "out")
+    assert [row[0] for row in whole["table"]["rows"]] == ["", *names]
+    assert report.grid(**whole["table"], align="---:").splitlines() == lines
+    assert whole["seeds"] == [0, 1, 2] and whole["model"]["name"] == "minilm, tiny"
     assert whole["averaged"] == ["RTE"] and whole["low_resource"] == ["MNLI"]
     rte = result(done / "out" / "minilm_pretrained_weights-rte")["metrics"]["accuracy"]["value"]
     assert whole["metrics"]["average_minilm"]["value"] == rte
+
+
+def test_a_random_encoder_is_a_baseline_beside_its_like(tmp_path, glue, capfd):
+    for name, system in (("one", "pretrained"), ("two", "random")):
+        finetuned(tmp_path / "runs" / name, glue, "RTE", f"minilm, {system} weights")
+    finetuned(tmp_path / "runs" / "other", glue, "RTE", "notes/zoo/bert-tiny, pretrained weights")
+    assert call("--runs", tmp_path / "runs", "--out", tmp_path / "out") == 0
+    told = capfd.readouterr().out
+    names = [row[0] for row in result(tmp_path / "out")["table"]["rows"]]
+    assert names[1:6] == ["minilm", "bert-tiny", "minilm, random weights", "majority",
+                          "bag of words"]  # fmt: skip
+    learned, like, other = (
+        result(tmp_path / "out" / f"{folder}-rte")["metrics"]
+        for folder in ("minilm_pretrained_weights", "minilm_random_weights",
+                       "notes_zoo_bert_tiny_pretrained_weights")
+    )  # fmt: skip
+    assert learned["random_encoder_accuracy"]["value"] == like["accuracy"]["value"]
+    assert "random_encoder_accuracy" not in like and "random_encoder_accuracy" not in other
+    assert told.count("random encoder ") == 1
+    assert "average_minilm_random_weights" in result(tmp_path / "out")["metrics"]
 
 
 def test_errors_are_shown_with_their_texts(done, glue):

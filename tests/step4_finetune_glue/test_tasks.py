@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -159,10 +161,10 @@ RTE = "index\tsentence1\tsentence2\tlabel\n"
     ("name", "file", "text", "told"),
     [
         ("RTE", "RTE/dev.tsv", RTE + "0\ta\tentailment\n", r"dev\.tsv:2: 3 columns instead of 4"),
-        ("RTE", "RTE/dev.tsv", RTE + "0\ta\t \tentailment\n", r"dev\.tsv:2: 'sentence2' is empty"),
+        ("RTE", "RTE/dev.tsv", RTE + "0\ta\t \tentailment\n", r":2: 'sentence2' is empty; give it"),
         ("RTE", "RTE/dev.tsv", RTE + "0\ta\tb\tneutral\n", r":2: label 'neutral' is none of RTE's"),
         ("RTE", "RTE/dev.tsv", RTE + "0\ta\tb\t0\n", r":2: label '0' is none of RTE's: entailment"),
-        ("RTE", "RTE/dev.tsv", RTE + 'x\ta\tb\tentailment\n', r":2: index 'x' is no number"),
+        ("RTE", "RTE/dev.tsv", RTE + 'x\ta\tb\tentailment\n', r":2: index 'x' is no number; n"),
         ("RTE", "RTE/dev.tsv", RTE, r"RTE/dev\.tsv: no rows in it"),
         ("RTE", "RTE/dev.tsv", "", r"RTE/dev\.tsv: no rows in it"),
         ("RTE", "RTE/dev.tsv", "index\tsentence1\tlabel\n0\ta\tentailment\n",
@@ -177,7 +179,8 @@ RTE = "index\tsentence1\tsentence2\tlabel\n"
         ("STS-B", "STS-B/dev.tsv", "sentence1\tsentence2\tscore\na\tb\t\n", "score '' is no"),
         ("CoLA", "CoLA/dev.tsv", "gj04\t2\t\tThey sang.\n", r"dev\.tsv:1: label '2' is none of"),
         ("CoLA", "CoLA/dev.tsv", "gj04\t1\tThey sang.\n", r"dev\.tsv:1: no column 'sentence'"),
-        ("QQP", "QQP/dev.tsv", "id\tquestion1\tquestion2\tis_duplicate\n1\ta\n", "no rows in it"),
+        ("QQP", "QQP/dev.tsv", "id\tquestion1\tquestion2\tis_duplicate\n1\ta\n2\tb\n",
+         r"QQP/dev\.tsv: all 2 rows are broken or cut off; get it anew"),
     ],
 )  # fmt: skip
 def test_bad_rows_are_named_by_file_and_line(tmp_path, name, file, text, told):
@@ -327,6 +330,31 @@ def test_the_hub_layout_is_read_by_configuration_and_split(hub, name, split, lab
 def test_a_label_of_the_hub_that_the_task_lacks_is_named_by_its_row(hub):
     with pytest.raises(UserError, match="glue/CoLA: row 1: label 2 is none of CoLA's: 0, 1"):
         read(task("CoLA"), "train")
+
+
+def test_a_hub_out_of_reach_says_how_to_get_the_files(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("Couldn't reach 'nyu-mll/glue' on the Hub\nand more")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.delenv("GYM_DATA", raising=False)
+    with pytest.raises(UserError, match=r"the Hub\); get glue_data from .* --data glue_data"):
+        read(task("RTE"), "train")
+
+
+def test_offline_the_script_says_in_one_line_how_to_get_the_files(tmp_path):
+    pytest.importorskip("datasets")
+    offline = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}  # nobody listens
+    environment = {name: value for name, value in os.environ.items() if name != "GYM_DATA"}
+    script = [sys.executable, Path(tasks.__file__).with_name("finetune.py"), "--task", "RTE"]
+    ended = subprocess.run(
+        [*script, "--preset", "smoke", "--out", tmp_path / "run"],
+        env=environment | offline, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 2 and len(ended.stderr.splitlines()) == 1
+    assert "glue/RTE" in ended.stderr and ended.stderr.endswith(f"; {tasks.HOW_TO_GET}\n")
 
 
 def test_film_reviews_are_a_task_without_any_download(monkeypatch):
