@@ -64,7 +64,8 @@ def main(config: Config) -> None:
         for length in config.lengths
     ]
     plan += [(both.real_lengths, precision) for precision in precisions]
-    plan += itertools.product([both.decoding], config.widths, precisions)
+    decoded = [width for width in config.widths if width <= config.width]
+    plan += itertools.product([both.decoding], decoded or [config.width], precisions)
     races: list[Race] = []
     with runs.progress(len(plan), desc="racing", unit=" races") as bar:
         for race, *where in plan:

@@ -31,7 +31,7 @@ class Config(cli.RunConfig):
     target: str = ""
     """Language to translate to; empty: the data's usual one."""
     widths: tuple[int, ...] = (128, 256, 512)
-    """d_model of the forward pass, the training step and decoding."""
+    """d_model of the forward pass and the training step; of decoding, those up to `width`."""
     lengths: tuple[int, ...] = (16, 64, 128)
     """Tokens of their rows, on both sides."""
     width: int = 256
