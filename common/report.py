@@ -286,8 +286,10 @@ def keep(run: Path, root: Path, name: str = "", compare_to: tuple[str, ...] = ()
     title = f"{result.values['step']}-{name or run.resolve().name}"
     kept = root / "notes" / "results" / f"{title}.json"
     check(kept, result.values, reported)
+    kept.parent.mkdir(parents=True, exist_ok=True)
     write_json(kept, result.values)
     if result.curves:
+        (root / "notes" / "figures").mkdir(exist_ok=True)
         shutil.copyfile(result.curves, root / "notes" / "figures" / f"{title}.png")
     return kept
 

@@ -77,7 +77,7 @@ PRESETS = {
     "cpu": {},
     "gpu": dict(size="small", max_steps=5000, max_tokens=16_384, precision="bf16"),
 }  # fmt: skip
-FREE = {"out", "resume", "tracker", "variants", "seeds", "parallel", "slice_minutes"}
+FREE = {"variants", "seeds", "parallel", "slice_minutes"}
 
 
 def main(config: Config) -> None:

@@ -77,6 +77,13 @@ def default_model() -> str:
     return f"runs/step1_transformer/train-{cli.default_preset(('cpu', 'gpu'))}/model"
 
 
+def check_there(model: str) -> None:
+    """Raises UserError unless there is something at `model`: no training has made it yet."""
+    if not Path(model).exists():
+        made = "python step1_transformer/train.py makes one"
+        raise UserError(f"{model} is no checkpoint: there is nothing; {made}")
+
+
 def marian_names(name: str) -> list[str]:
     """The Marian parameters that make up our parameter `name` (three for Q, K and V)."""
     for ours, theirs in MARIAN_NAMES:
@@ -176,8 +183,7 @@ def read(directory: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     config, weights = directory / "config.json", directory / "model.safetensors"
     for file in (config, weights):
         if not file.is_file():
-            hint = "" if directory.exists() else "; python step1_transformer/train.py makes one"
-            raise UserError(f"{directory} is no checkpoint: it has no {file.name}{hint}")
+            raise UserError(f"{directory} is no checkpoint: it has no {file.name}")
     try:
         raw = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -117,8 +117,7 @@ def training_data(models: tuple[str, ...]) -> str:
     if len(noted) > 1:
         raise UserError("the models were not trained on the same data: give --data")
     for model in models:
-        if not Path(model).exists():
-            raise UserError(f"{model} is not there: python step1_transformer/train.py makes one")
+        checkpoint.check_there(model)
     if None in noted:
         raise UserError(
             f"no note of what {models[0]} was trained on: give --data, a prepared directory"

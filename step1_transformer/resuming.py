@@ -8,16 +8,18 @@ from typing import Any
 from common import cli, runs
 from common.cli import UserError
 
+ALWAYS_FREE = {"out", "resume", "tracker"}  # where a run lies and how it is watched
+
 
 def check(folder: Path, settings: dict[str, Any], free: Set[str]) -> None:
     """Raises UserError if the run in `folder` was begun with other settings than these.
 
-    Its results would be mixed, for what is done is never done again. Those that are `free` decide
-    no result.
+    Its results would be mixed, for what is done is never done again. Those that are `free`, and
+    ALWAYS_FREE, decide no result.
     """
     begun = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     now = json.loads(json.dumps(settings))
-    for name in sorted(now.keys() - free):
+    for name in sorted(now.keys() - free - ALWAYS_FREE):
         if begun.get(name) != now[name]:
             flag = f"--{name.replace('_', '-')} {begun.get(name)}"
             raise UserError(f"{folder} was begun with {flag}: go on so, or choose another --out")

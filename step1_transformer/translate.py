@@ -70,6 +70,7 @@ def main(config: Config) -> None:
     if config.output:  # now, not after hours of translating
         Path(config.output).parent.mkdir(parents=True, exist_ok=True)
 
+    checkpoint.check_there(config.model)
     model = Transformer.load(config.model)
     tokenizer = bpe.load(config.model)
     if (size := tokenizer.get_vocab_size()) != model.config.vocab_size:

@@ -50,7 +50,7 @@ PRESETS = {
     "gpu": TRAINING | dict(size="mini", batch_size=128, micro_batch_size=128, learning_rate=1e-3,
                            max_steps=5000, precision="bf16"),
 }  # fmt: skip
-FREE = {"out", "resume", "tracker", "slice_minutes", "save_minutes"}
+FREE = {"slice_minutes", "save_minutes"}
 MORE = {"variants", "seeds"}
 
 

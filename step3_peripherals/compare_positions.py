@@ -91,7 +91,7 @@ PRESETS = {
         settings=("n-layers=6", "n-heads=8", "d-model=512", "d-ff=2048"),
     ),
 }  # fmt: skip
-FREE = {"out", "resume", "tracker", "parallel", "cache", "slice_minutes"}
+FREE = {"parallel", "cache", "slice_minutes"}
 MORE = {"schemes", "seeds"}
 
 

@@ -69,7 +69,7 @@ PRESETS = {
     "gpu": dict(settings=("preset=gpu", "max-steps=3000", "vocab-size=8192"),
                 texts=1000, new_tokens=128, batch_texts=250),
 }  # fmt: skip
-FREE = {"out", "resume", "tracker", "cache"}
+FREE = {"cache"}
 MORE = {"strategies"}
 
 

@@ -106,7 +106,7 @@ PRESETS = {
 }  # fmt: skip
 
 
-FREE = {"out", "resume", "tracker", "slice_minutes"}
+FREE = {"slice_minutes"}
 MORE = {"algorithms", "sizes", "lm_sizes", "seeds"}
 
 

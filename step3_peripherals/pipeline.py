@@ -74,8 +74,7 @@ PRESETS = {
     "cpu": dict(plant=0.1),
     "gpu": dict(plant=0.02, tasks=64),
 }
-FREE = {"preset", "out", "resume", "tracker", "workers", "keep_work"}
-FREE |= {"executor", "slurm_partition", "slurm_time"}
+FREE = {"preset", "workers", "keep_work", "executor", "slurm_partition", "slurm_time"}
 
 
 def main(config: Config) -> None:

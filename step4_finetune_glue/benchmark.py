@@ -30,7 +30,7 @@ PRESETS = {
     "gpu": dict(),
 }
 BASELINE = "trainer"
-FREE = {"out", "resume", "tracker", "preset", "slice_minutes"}
+FREE = {"preset", "slice_minutes"}
 
 
 def main(config: race.Config) -> None:

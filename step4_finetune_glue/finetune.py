@@ -26,7 +26,7 @@ PRESETS = {
     "gpu": {},
 }
 
-FREE = {"out", "resume", "tracker", "preset", "slice_minutes", "seeds", "save_minutes", "log_every"}
+FREE = {"preset", "slice_minutes", "seeds", "save_minutes", "log_every"}
 
 
 def main(config: Config) -> None:

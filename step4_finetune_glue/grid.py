@@ -69,7 +69,7 @@ PRESETS = {
     "gpu": {},
 }  # fmt: skip
 
-FREE = {"out", "resume", "tracker", "preset", "slice_minutes", "parallel"}
+FREE = {"preset", "slice_minutes", "parallel"}
 
 
 def main(config: Config) -> None:

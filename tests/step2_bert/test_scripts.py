@@ -1,7 +1,6 @@
 """Every script as a user runs it, on a few documents: good input, and bad."""
 
 import dataclasses
-import gc
 import importlib
 import json
 import shutil
@@ -31,6 +30,7 @@ from step2_bert.corpus import prepare
 from step2_bert.model import BertConfig, BertForPreTraining
 from step2_bert.samples import Samples
 from step2_bert.shards import PrepareOptions
+from tests import scripts
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--preset", "smoke", "--max-steps", "4", "--precision", "fp32", "--eval-every", "2"]
@@ -47,15 +47,7 @@ def one_thread():
 def call(script, *flags):
     """Run `step2_bert/<script>.py` in this process; its exit code."""
     module = importlib.import_module(f"step2_bert.{script}")
-    before, sys.argv = sys.argv, [f"step2_bert/{script}.py", *map(str, flags)]
-    try:
-        cli.run(module.main, vars(module).get("Config", clock.Config), module.PRESETS)
-    except SystemExit as stop:
-        return stop.code
-    finally:
-        sys.argv = before
-        gc.collect()  # a run directory is free when its Run is gone
-    return 0
+    return scripts.call(module, *flags, config_class=vars(module).get("Config", clock.Config))
 
 
 @pytest.fixture
