@@ -1,0 +1,145 @@
+"""What each remedy for an unsteady fine-tuning is worth: one setting changed at a time.
+
+    python step4_finetune_glue/remedies.py --parallel 2                 RTE, our tiny BERT
+    python step4_finetune_glue/remedies.py --preset gpu                 RTE, MiniLM
+    python step4_finetune_glue/remedies.py --task MRPC --variants no_correction no_warmup
+
+The base is finetune.py as it comes; each variant takes a remedy away, or adds one, and is trained
+by finetune.py with the same seeds. A difference is the mean of those to the base's same seed.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from common import cli, runs, subruns
+from common.cli import UserError
+from step1_transformer import resuming
+from step4_finetune_glue import remedy_table, tasks
+from step4_finetune_glue.remedy_table import VARIANTS
+
+SCRIPT = Path(__file__).resolve().parent / "finetune.py"
+
+
+@dataclass
+class Config(cli.RunConfig):
+    task: str = "RTE"
+    """Task, as finetune.py takes it."""
+    data: str = "glue"
+    """Where its files are, as finetune.py takes it."""
+    model: str = "minilm"
+    """Checkpoint, as finetune.py takes it."""
+    variants: tuple[str, ...] = tuple(name for name in VARIANTS if name != "mean")
+    """What to train beside the base."""
+    seeds: int = 5
+    """Trainings of each variant."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Arithmetic of matrix products, the same for all."""
+    settings: tuple[str, ...] = ()
+    """More flags of finetune.py for every training, as in: train-limit=1000 impl=hf."""
+    parallel: int = 1
+    """Trainings at a time; they share the cores."""
+    slice_minutes: float | None = None
+    """Stop with checkpoints and exit code 75 after this many minutes; --resume goes on."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("seeds", "parallel", "slice_minutes"):
+            cli.check(self, name, "above 0", lambda value: value > 0)
+        for name in self.variants:
+            if name not in VARIANTS:
+                raise UserError(f"no variant {name!r}; there are: {', '.join(VARIANTS)}")
+        for text in self.settings:
+            if not text.partition("=")[2]:
+                raise UserError(f"--settings {text!r}: write name=value, as in train-limit=1000")
+
+
+PRESETS = {
+    "smoke": dict(variants=("no_warmup",), seeds=2, settings=("train-limit=32", "max-steps=2")),
+    "cpu": dict(model="notes/zoo/bert-tiny", seeds=3,
+                variants=tuple(name for name in VARIANTS if name != "cls")),
+    "gpu": {},
+}  # fmt: skip
+FREE = {"preset", "slice_minutes", "parallel"}
+MORE = {"variants", "seeds"}
+
+
+def main(config: Config) -> None:
+    task = tasks.task(config.task)
+    name = f"{task.name.lower()}-{Path(config.model).name}-{config.preset}"
+    run = runs.Run.open(config, f"step4_finetune_glue/remedies-{name}")
+    if resuming.finished(run, config, free=FREE, more=MORE):
+        return
+
+    # Seeds outside: all that was begun can be compared when time is up early
+    names = ("base", *config.variants)
+    seeds = range(config.seed, config.seed + config.seeds)
+    todo = [(name, seed, run.path / name / f"seed-{seed}") for seed in seeds for name in names]
+    budget = subruns.Slice(config.slice_minutes)
+    try:
+        commands = trainings(config, todo, budget)
+        subruns.call_all(commands, at_once=config.parallel, quiet=config.parallel > 1)
+    except cli.Interrupted as stop:
+        told = f"{stop}; go on with:\n{cli.resume_command(run.path)}"
+        raise cli.Interrupted(stop.signum, told) from None
+
+    # Compare
+    every = [json.loads((folder / "result.json").read_text()) for *_, folder in todo]
+    found = {name: [] for name in names}
+    for (name, *_), one in zip(todo, every, strict=True):
+        found[name].append(one)
+    metrics, differences = remedy_table.summary(found, task.metrics)
+    rows = remedy_table.rows(found, metrics, differences, task.metrics[0])
+    print(f"\n{task.name}, {config.model}: {task.metrics[0]} on dev, %")
+    print(remedy_table.text(rows))
+    title = f"{task.name}, {config.model}: {task.metrics[0]} on dev, %"
+    remedy_table.plot(found, task.metrics[0], title, run.path / "curves.png")
+    print(f"\nfigure: {run.path}/curves.png")
+    seconds, tokens = (sum(one[name] for one in every) for name in ("seconds", "tokens"))
+    run.result(
+        every,
+        step="step4_finetune_glue",
+        script="remedies",
+        system=f"remedies, {config.model}",
+        preset=config.preset,
+        dataset=every[0]["dataset"],
+        source=every[0]["source"],
+        split=every[0]["split"].split(" and ")[0],
+        metrics={f"{s} {name}": metrics[name][s] for s in task.metrics for name in names},
+        differences=differences,
+        table={"rows": rows, "notes": [remedy_table.NOTE]},
+        scores_per_seed={
+            name: [one["metrics"][task.metrics[0]]["value"] for one in results]
+            for name, results in found.items()
+        },
+        collapsed=sum(one["collapsed"] for one in every),
+        low_resource=every[0]["low_resource"],
+        compare_to=[],
+        model=every[0]["model"],
+        tokens=tokens,
+        seconds=round(seconds, 1),
+        tokens_per_second=round(tokens / max(seconds, 1e-9)),
+        seeds=list(seeds),
+        config=cli.as_dict(config),
+    )
+
+
+def trainings(config: Config, todo: list, budget: subruns.Slice) -> Iterator[list[str]]:
+    """The commands of all trainings that are not finished."""
+    for name, seed, folder in todo:
+        if (folder / "result.json").exists():
+            continue
+        settings = dict(task=config.task, data=config.data, model=config.model, seed=seed, seeds=1)
+        settings |= dict(preset="gpu", precision=config.precision)  # the one that limits nothing
+        if minutes := budget.left():
+            settings["slice_minutes"] = minutes
+        print(f"$ finetune.py --out {folder}", flush=True)
+        own = [] if name == "base" else VARIANTS[name].flags
+        flags = ["--out", folder, "--resume", *(f"--{text}" for text in config.settings), *own]
+        yield subruns.command_of(SCRIPT, *flags, **settings)
+
+
+if __name__ == "__main__":
+    cli.run(main, Config, PRESETS)

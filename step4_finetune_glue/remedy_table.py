@@ -1,0 +1,110 @@
+"""The variants that remedies.py compares, their summary, table and figure."""
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.runs import metric
+
+
+@dataclass(frozen=True)
+class Variant:
+    title: str
+    flags: tuple[str, ...]
+    """Of finetune.py."""
+
+
+VARIANTS = {
+    "no_warmup": Variant("no warm-up", ("--warmup-ratio=0",)),
+    "no_correction": Variant("no bias correction", ("--no-bias-correction",)),
+    "neither": Variant("neither of the two", ("--warmup-ratio=0", "--no-bias-correction")),
+    "three_epochs": Variant("3 epochs", ("--epochs=3",)),
+    "layer_decay": Variant("layer-wise decay 0.9", ("--layer-decay=0.9",)),
+    "fresh_layer": Variant("fresh top layer", ("--reinit-layers=1",)),
+    "cls": Variant("head reads [CLS]", ("--pooling=cls",)),
+    "mean": Variant("head reads the mean", ("--pooling=mean",)),
+    "random": Variant("random weights", ("--random",)),
+}
+NOTE = (
+    "Difference: the mean over the seeds of the score less that of the base with the same seed, ± "
+    "the standard error of this mean. Collapsed: seeds that give one answer for every row."
+)
+Found = dict[str, list[dict[str, Any]]]  # variant: a result of finetune.py for each seed
+
+
+def title_of(name: str) -> str:
+    return "base" if name == "base" else VARIANTS[name].title
+
+
+def summary(found: Found, scores: tuple[str, ...]) -> tuple[dict, dict]:
+    """Mean and sd over the seeds of every score, and of its difference to the base's same seed."""
+    metrics, differences = {}, {}
+    for name in found:
+        metrics[name], differences[name] = {}, {}
+        for score in scores:
+            own, base = (_values(found[which], score) for which in (name, "base"))
+            metrics[name][score] = _over(own)
+            apart = [one - other for one, other in zip(own, base, strict=True)]
+            differences[name][score] = _over(apart)
+    del differences["base"]
+    return metrics, differences
+
+
+def _values(results: list[dict], score: str) -> list[float]:
+    return [one["metrics"][score]["value"] for one in results]
+
+
+def _over(values: list[float]) -> dict:
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    return metric(statistics.mean(values), sd=sd, n=len(values), unit="%")
+
+
+def rows(found: Found, metrics: dict, differences: dict, score: str) -> list[list[str]]:
+    """The table, heads first: a line a variant."""
+    lines = [["", f"{score}, %", "least", "greatest", "difference", "collapsed"]]
+    for name, results in found.items():
+        own, apart = metrics[name][score], differences.get(name, {}).get(score)
+        spread = "" if own["sd"] is None else f" ± {own['sd']:.1f}"
+        values = _values(results, score)
+        told = ""
+        if apart:
+            error = "" if apart["sd"] is None else f" ± {apart['sd'] / apart['n'] ** 0.5:.1f}"
+            told = f"{apart['value']:+.1f}{error}"
+        collapsed = sum(one["collapsed"] for one in results)
+        lines.append([title_of(name), f"{own['value']:.1f}{spread}", f"{min(values):.1f}",
+                      f"{max(values):.1f}", told, f"{collapsed} of {len(results)}"])  # fmt: skip
+    return lines
+
+
+def text(lines: list[list[str]]) -> str:
+    """The table for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = [[cell.rjust(w) for cell, w in zip(line, widths, strict=True)] for line in lines]
+    return "\n".join("  ".join([line[0].strip().ljust(widths[0]), *line[1:]]) for line in padded)
+
+
+def plot(found: Found, score: str, title: str, path: Path) -> None:
+    """A column a variant: its seeds, each a point, and their mean beside the base's."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(1.5 + 1.05 * len(found), 4))
+    for x, results in enumerate(found.values()):
+        values = _values(results, score)
+        for shift, (one, value) in enumerate(zip(results, values, strict=True)):
+            place = x + 0.5 * ((shift + 0.5) / len(values) - 0.5)
+            style = dict(color="tab:red", marker="x") if one["collapsed"] else {}
+            axis.plot(place, value, **(dict(color="tab:blue", marker="o", alpha=0.6) | style))
+        mean = statistics.mean(values)
+        axis.plot([x - 0.35, x + 0.35], [mean, mean], color="black", linewidth=2)
+    base = statistics.mean(_values(found["base"], score))
+    axis.axhline(base, color="grey", linestyle="--", linewidth=0.9)
+    axis.set_xticks(range(len(found)), [title_of(n).replace(" ", "\n") for n in found], fontsize=8)
+    axis.set(title=f"{title}; a seed a point, bar: mean, cross: collapsed")
+    axis.grid(alpha=0.3, axis="y")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
