@@ -40,15 +40,17 @@ class Config(StudyConfig):
                 raise UserError(f"no variant {name!r}; there are: {', '.join(VARIANTS)}")
 
 
-TRAINING = dict(batch_size=32, micro_batch_size=32, optimizer="muon", learning_rate=2e-3)
+# Few pieces, short rows and small batches: the sooner a model looks at more than word frequencies
+TRAINING = dict(batch_size=16, micro_batch_size=16, max_seq_len=64, vocab_size=2048,
+                optimizer="muon", learning_rate=2e-3, muon_learning_rate=0.01)  # fmt: skip
 PRESETS = {
     "smoke": TRAINING | dict(variants=("span",), seeds=1, max_steps=5, vocab_size=1024,
                              downstream="", data="sotu", max_seq_len=32),
     "cpu": TRAINING | dict(variants=(BASE, "rate_40", "mix_0_0_100", "span"), seeds=1,
-                           max_steps=400),
-    "full": TRAINING | dict(max_steps=600),
-    "gpu": TRAINING | dict(size="mini", batch_size=128, micro_batch_size=128, learning_rate=1e-3,
-                           max_steps=5000, precision="bf16"),
+                           max_steps=2000),
+    "full": TRAINING | dict(max_steps=4000),
+    "gpu": TRAINING | dict(size="mini", batch_size=128, micro_batch_size=128, max_seq_len=128,
+                           vocab_size=8192, learning_rate=1e-3, max_steps=5000, precision="bf16"),
 }  # fmt: skip
 FREE = {"slice_minutes", "save_minutes"}
 MORE = {"variants", "seeds"}

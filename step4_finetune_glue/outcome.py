@@ -75,3 +75,10 @@ def told(found: dict[str, Any]) -> str:
     if found["collapsed"]:
         lines.append(f"  {found['collapsed']} of {n} seeds collapsed: one answer for every row")
     return "\n".join(lines)
+
+
+def target(found: dict[str, Any], goal: float) -> str:
+    """Whether the mean of the first metric is `goal` or more."""
+    name, value = next(iter(found["metrics"].items()))
+    reached = "reached" if value["value"] >= goal else "missed"
+    return f"target {reached}: {name} {value['value']:.1f} (>= {goal:g})"

@@ -229,6 +229,9 @@ def test_collapse_in_an_outcome():
     assert together["metrics"]["accuracy"]["value"] == 50
     assert together["metrics"]["accuracy"]["sd"] == pytest.approx(50 / 2**0.5)
     assert "1 of 2 seeds collapsed" in outcome.told(together)
+    mean = together["metrics"]["accuracy"]["value"]
+    assert outcome.target(together, mean).startswith("target reached: accuracy")
+    assert outcome.target(together, mean + 0.1).startswith("target missed: accuracy")
 
 
 # --- bad input ------------------------------------------------------------------------------------
