@@ -89,7 +89,8 @@ def main(config: Config) -> None:
     # Compare
     metrics, differences = masking_table.summary(found)
     paper = masking_table.reported()
-    print(f"\n{masking_table.table(metrics, differences, paper)}")
+    rows, note = masking_table.rows(metrics, differences, paper), masking_table.note(metrics)
+    print(f"\n{masking_table.text(rows)}\n{note}")
     baseline = {k: metric(v, unit="%") for k, v in study.baseline.items()}
     for name, entry in baseline.items():
         print(f"{runs.words(name)}: {entry['value']:.1f} % downstream")
@@ -109,6 +110,7 @@ def main(config: Config) -> None:
         }
         | {f"accuracy {name}": entry for name, entry in baseline.items()},
         differences=differences,
+        table={"rows": rows, "notes": [note]},
         paper=paper,
         compare_to=[],
         model={"name": f"BERT-{config.size}", "parameters": study.parameters},

@@ -84,21 +84,33 @@ def _over(values: list[float], kind: dict) -> dict:
     return metric(statistics.mean(values), sd=sd, n=len(values), **kind)
 
 
-def table(metrics: Entries, differences: Entries, paper: dict[str, float]) -> str:
-    """A variant a line: its scores, and the difference to the base in the last of them, ours and
-    the paper's."""
+def rows(metrics: Entries, differences: Entries, paper: dict[str, float]) -> list[list[str]]:
+    """The table, heads first: a variant a line, its scores, and the difference to the base in the
+    last of them, ours and the paper's."""
     scores = list(metrics[BASE])
-    heads = "".join(f"{SCORES[score][0]:>22}" for score in scores)
     n = metrics[BASE][scores[0]]["n"]
-    lines = [f"{f'n = {n}':24}{heads}{'difference':>16}{'paper, MNLI':>13}"]
+    lines = [[f"n = {n}", *(SCORES[score][0] for score in scores), "difference", "paper, MNLI"]]
     for name, entries in metrics.items():
-        line = f"{title_of(name):24}" + "".join(f"{_cell(entries[s]):>22}" for s in scores)
-        apart = differences[name][scores[-1]]
-        line += f"{_cell(apart, '+') if name != BASE else '':>16}"
-        line += f"{paper[name]:>+13.1f}" if name in paper else ""
-        lines.append(line.rstrip())
-    lines.append(f"difference: {SCORES[scores[-1]][0]} less that of the first line, seed by seed")
-    return "\n".join(lines)
+        apart = "" if name == BASE else _cell(differences[name][scores[-1]], "+")
+        told = f"{paper[name]:+.1f}" if name in paper else ""
+        lines.append([title_of(name), *(_cell(entries[score]) for score in scores), apart, told])
+    return lines
+
+
+def note(metrics: Entries) -> str:
+    """What the difference is."""
+    last = SCORES[list(metrics[BASE])[-1]][0]
+    return f"difference: {last} less that of the first line, seed by seed"
+
+
+def text(lines: list[list[str]]) -> str:
+    """The table for a terminal."""
+    first = max(len(line[0]) for line in lines)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)][1:]
+    return "\n".join(
+        "  ".join([line[0].ljust(first), *map(str.rjust, line[1:], widths)]).rstrip()
+        for line in lines
+    )
 
 
 def target(differences: Entries) -> str:

@@ -79,9 +79,12 @@ def rows(found: Found, metrics: dict, differences: dict, score: str) -> list[lis
 
 def text(lines: list[list[str]]) -> str:
     """The table for a terminal."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = [[cell.rjust(w) for cell, w in zip(line, widths, strict=True)] for line in lines]
-    return "\n".join("  ".join([line[0].strip().ljust(widths[0]), *line[1:]]) for line in padded)
+    first = max(len(line[0]) for line in lines)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)][1:]
+    return "\n".join(
+        "  ".join([line[0].ljust(first), *map(str.rjust, line[1:], widths)]).rstrip()
+        for line in lines
+    )
 
 
 def plot(found: Found, score: str, title: str, path: Path) -> None:

@@ -183,8 +183,11 @@ def test_differences_are_taken_seed_by_seed():
     for worse, told in ((0.2, "reached"), (0.05, "missed")):
         entries = {"mix_0_0_100": {"mlm_loss": {"value": worse}}}
         assert masking_table.target(entries).startswith(f"target {told}: ")
-    lines = masking_table.table(metrics, differences, {"span": -0.25}).splitlines()
+    rows = masking_table.rows(metrics, differences, {"span": -0.25})
+    assert rows[2] == ["spans", "66.5 ± 7.8", "+1.5 ± 0.7", "-0.2"]
+    lines = masking_table.text(rows).splitlines()
     assert lines[2].split() == ["spans", "66.5", "±", "7.8", "+1.5", "±", "0.7", "-0.2"]
+    assert len(lines[0]) == len(lines[2])  # the last column ends where its head does
 
 
 def test_published_differences_come_from_the_reported_numbers(tmp_path):
