@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -148,9 +149,12 @@ class Run:
 
 
 def metric(
-    value: float, *, sd: float | None = None, n: int = 1, unit: str = "", higher_is_better=True
+    value: float | list, *, sd: float | None = None, n: int = 1, unit="", higher_is_better=True
 ) -> dict[str, Any]:
-    """One entry of a result's `metrics`."""
+    """One entry of a result's `metrics`; of a list of values, one a seed, their mean and sd."""
+    if isinstance(value, list):
+        n, sd = len(value), statistics.stdev(value) if len(value) > 1 else None
+        value = statistics.mean(value)
     return {"value": value, "sd": sd, "n": n, "unit": unit, "higher_is_better": higher_is_better}
 
 
@@ -168,8 +172,8 @@ def plot_curves(
     quantities = in_order({name.split("/", 1)[1] for name in names})
     if not quantities:
         return
-    size = (4 * len(quantities), 3.4)
-    figure, axes = plt.subplots(1, len(quantities), figsize=size, squeeze=False)
+    size = dict(figsize=(4 * len(quantities), 3.4 + 0.15 * len(runs)))
+    figure, axes = plt.subplots(1, len(quantities), squeeze=False, **size)
     for axis, quantity in zip(axes[0], quantities, strict=True):
         for key in sorted(name for name in names if name.endswith(f"/{quantity}")):
             split = key.split("/")[0]
@@ -183,7 +187,7 @@ def plot_curves(
         axis.xaxis.set_major_formatter(EngFormatter(sep=" "))
         axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.22))
     figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(path, dpi=110)

@@ -66,9 +66,8 @@ class Config(cli.RunConfig):
         for name in self.variants:
             if name not in table3.VARIANTS:
                 raise UserError(f"no variant {name!r}; there are: {', '.join(table3.VARIANTS)}")
-        for text in self.settings:
-            if not text.partition("=")[2]:
-                raise UserError(f"--settings {text!r}: write name=value, as in dropout=0.3")
+        pairs = "pairs name=value, as in dropout=0.3"
+        cli.check(self, "settings", pairs, lambda v: all(text.partition("=")[2] for text in v))
 
 
 PRESETS = {

@@ -1,7 +1,5 @@
 """How good translations are: BLEU and chrF by sacreBLEU, over several seeds, as tables."""
 
-import statistics
-
 from common.runs import metric
 
 UNITS = {"tokens_per_second": "tokens/s", "nll": "nats", "accuracy": "%"}
@@ -35,11 +33,8 @@ def over_seeds(found: list[dict[str, float]]) -> dict[str, dict]:
     """Each score as a metric of a result: the mean, and the sd if there are several."""
     metrics = {}
     for name in found[0]:
-        values = [scores[name] for scores in found]
         metrics[name] = metric(
-            statistics.mean(values),
-            sd=statistics.stdev(values) if len(values) > 1 else None,
-            n=len(values),
+            [scores[name] for scores in found],
             unit=next((unit for kind, unit in UNITS.items() if name.endswith(kind)), ""),
             higher_is_better=not name.endswith(LOWER_IS_BETTER),
         )

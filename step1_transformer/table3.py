@@ -1,6 +1,5 @@
 """Table 3 of the paper, as far as a small machine can follow it: variants, and the comparison."""
 
-import statistics
 from pathlib import Path
 
 from common import report
@@ -48,11 +47,7 @@ def differences(found: list[dict[str, float]], base: list[dict[str, float]]) -> 
     entries = {}
     for name in found[0]:
         values = [here[name] - there[name] for here, there in zip(found, base, strict=True)]
-        sd = statistics.stdev(values) if len(values) > 1 else None
-        better = not name.endswith("perplexity")
-        entries[name] = metric(
-            statistics.mean(values), sd=sd, n=len(values), higher_is_better=better
-        )
+        entries[name] = metric(values, higher_is_better=not name.endswith("perplexity"))
     return entries
 
 

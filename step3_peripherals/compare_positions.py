@@ -73,9 +73,8 @@ class Config(cli.RunConfig):
                 raise UserError(f"no scheme {name!r}; there are: {', '.join(SCHEMES)}")
         if self.max_seq_len not in self.score_lengths:
             raise UserError(f"--score-lengths must have that of training, {self.max_seq_len}")
-        for text in self.settings:
-            if not text.partition("=")[2]:
-                raise UserError(f"--settings {text!r}: write name=value, as in d-model=256")
+        pairs = "pairs name=value, as in d-model=256"
+        cli.check(self, "settings", pairs, lambda v: all(text.partition("=")[2] for text in v))
 
 
 PRESETS = {

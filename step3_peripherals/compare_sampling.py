@@ -58,9 +58,8 @@ class Config(cli.RunConfig):
         for name in self.strategies:
             if name not in STRATEGIES:
                 raise UserError(f"no strategy {name!r}; there are: {', '.join(STRATEGIES)}")
-        for text in self.settings:
-            if not text.partition("=")[2]:
-                raise UserError(f"--settings {text!r}: write name=value, as in max-minutes=4")
+        pairs = "pairs name=value, as in max-minutes=4"
+        cli.check(self, "settings", pairs, lambda v: all(text.partition("=")[2] for text in v))
 
 
 PRESETS = {

@@ -76,7 +76,8 @@ class Config(cli.RunConfig):
     def __post_init__(self):
         super().__post_init__()
         above = ("seeds", "teraflops", "heldout_every", "repeats", "slice_minutes", "n_layers")
-        for name in (*above, "batch_size", "learning_rate", "sampling_kilobytes"):
+        above += ("max_documents", "batch_size", "learning_rate", "sampling_kilobytes")
+        for name in above:
             cli.check(self, name, "above 0", lambda value: value > 0)
         cli.check(self, "dropout", "between 0 and 1", lambda value: 0 <= value <= 1)
         cli.check(self, "alpha", "0 or more", lambda value: value >= 0)

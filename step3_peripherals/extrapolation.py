@@ -40,11 +40,7 @@ def over_seeds(results: list[dict], name: str, lengths: tuple[int, ...]) -> Scor
         entries = [found["metrics"].get(f"{name} at {length}") for found in results]
         if all(entries):
             values = [entry["value"] for entry in entries]
-            sd = statistics.stdev(values) if len(values) > 1 else None
-            unit = entries[0]["unit"]
-            scores[length] = metric(
-                statistics.mean(values), sd=sd, n=len(values), unit=unit, higher_is_better=False
-            )
+            scores[length] = metric(values, unit=entries[0]["unit"], higher_is_better=False)
     return scores
 
 

@@ -106,12 +106,14 @@ def planted(out: Path) -> dict[str, dict[str, int]]:
     show no damage and nothing was done to them; found are those that were repaired all the same.
     """
     truths = {row["id"]: row for row in rows(out / "planted")}
-    drops = {row["id"]: row["filter"] for row in rows(out / "dropped")}
+    known = truths.keys() | {truth.get("of") for truth in truths.values()}
+    drops = {row["id"]: row["filter"] for row in rows(out / "dropped") if row["id"] in known}
     wanted = {id for id, truth in truths.items() if truth["kind"] == "lines"}
     texts = {r["id"]: r["text"] for r in rows(out / "shards") if r["id"] in wanted}
     repaired, clean = {}, Counter(found=0)
     for row in rows(out / "repaired"):
-        repaired[row["id"]] = row["hash"]
+        if row["id"] in truths:
+            repaired[row["id"]] = row["hash"]
         unhurt = row["kind"] == "mojibake" and not planting.DAMAGE.search(row["before"])
         clean["found"] += unhurt and row["id"] not in truths
     duplicate = ("exact", "near")

@@ -1,6 +1,5 @@
 """The masks that compare_masking.py compares, what papers report of them, table and figure."""
 
-import statistics
 from pathlib import Path
 
 from common import report
@@ -73,15 +72,10 @@ def summary(found: dict[str, list[dict[str, float]]]) -> tuple[Entries, Entries]
         for score, (_, unit, better) in SCORES.items():
             if score in scores[0]:
                 kind = dict(unit=unit, higher_is_better=better)
-                metrics[name][score] = _over([one[score] for one in scores], kind)
+                metrics[name][score] = metric([one[score] for one in scores], **kind)
                 apart = [one[score] - base[score] for one, base in pairs]
-                differences[name][score] = _over(apart, kind)
+                differences[name][score] = metric(apart, **kind)
     return metrics, differences
-
-
-def _over(values: list[float], kind: dict) -> dict:
-    sd = statistics.stdev(values) if len(values) > 1 else None
-    return metric(statistics.mean(values), sd=sd, n=len(values), **kind)
 
 
 def rows(metrics: Entries, differences: Entries, paper: dict[str, float]) -> list[list[str]]:

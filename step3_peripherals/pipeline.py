@@ -142,12 +142,13 @@ def process(config: Config, run: runs.Run) -> None:
     read, written = found["1-read/deal"]["total"], found["5-write/write"]["total"]
     seconds = sum(event["seconds"] for event in run.metrics())
     metrics = {
-        "documents_kept": metric(100 * written / read, n=read, unit="%", higher_is_better=None),
-        "documents_per_second": metric(round(read / max(seconds, 1e-9), 1), unit="documents/s"),
-        "peak_memory": metric(
-            round(found["2-clean/write"]["peak_memory"] / 1024), unit="MiB", higher_is_better=False
-        ),
+        "documents_kept": metric(100 * written / read, n=read, unit="%", higher_is_better=None)
     }
+    if not config.resume:  # the time of an attempt that was killed is not known
+        rate = round(read / max(seconds, 1e-9), 1)
+        metrics["documents_per_second"] = metric(rate, unit="documents/s")
+    peak = round(found["2-clean/write"]["peak_memory"] / 1024)
+    metrics["peak_memory"] = metric(peak, unit="MiB", higher_is_better=False)
     for kind, n in kinds.items():
         if kind == "clean":
             metrics["clean_documents_repaired"] = metric(n["found"], higher_is_better=False)

@@ -3,15 +3,15 @@
 C4 (Raffel et al. 2020, arXiv:1910.10683, section 2.2) throws out lines, and documents of which too
 little is left. Gopher (Rae et al. 2021, arXiv:2112.11446, Table A1) throws out whole documents:
 those that repeat themselves, and those whose words, symbols or lines have unlikely statistics.
-Decisions are those of datatrove's filters, given the same words and sentences, but for one rule:
-Gopher wants 80 % of the words to hold a letter, and datatrove counts every comma as a word without
-one, by which a seventh of the English Wikipedia falls. `count_marks` decides as it does.
+Decisions are those of datatrove's filters, given the same words, sentences and thresholds, but for
+one rule: Gopher wants 80 % of the words to hold a letter, and datatrove counts every comma as a
+word without one, by which a seventh of the English Wikipedia falls. `count_marks` decides as it
+does. Of C4's thresholds datatrove has 3 words and 5 sentences, the paper 5 words and 3 sentences.
 
 Both sets of rules count words, which Chinese does not set apart. Here a Han character is a word,
 and what counts words is scaled by 1.6, the usual number of characters in a Chinese word: lengths
 of lines, documents and n-grams. The rule on the length of words has no meaning and goes; marks that
-end a line and stop words are Chinese ones; and a document needs 3 sentences instead of 5, because a
-Chinese sentence strings together by commas what English sets apart by full stops.
+end a line and stop words are Chinese ones.
 """
 
 import re
@@ -47,9 +47,9 @@ class Rules:
     spaces: bool = True  # between words
     # C4
     end_marks: tuple[str, ...] = (".", "?", "!", '"', "'")
-    min_line_words: int = 3
+    min_line_words: int = 5
     max_word_characters: int = 1000
-    min_sentences: int = 5
+    min_sentences: int = 3
     policy: tuple[str, ...] = POLICY
     # Gopher, repetition: the share of a document that may be ...
     duplicate_paragraphs: float = 0.30
@@ -80,8 +80,7 @@ ENGLISH = Rules()
 CHINESE = Rules(
     spaces=False,
     end_marks=(*ENGLISH.end_marks, *"。！？；”’」』）"),
-    min_line_words=5,
-    min_sentences=3,
+    min_line_words=8,
     policy=(*POLICY, "使用条款", "使用條款", "隐私政策", "隱私政策", "使用cookie"),
     top_ngram_characters={3: 0.20, 5: 0.18, 6: 0.16},
     duplicate_ngram_characters={8: 0.15, 10: 0.14, 11: 0.13, 13: 0.12, 14: 0.11, 16: 0.10},

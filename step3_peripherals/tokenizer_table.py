@@ -46,9 +46,7 @@ def metrics(facts: Facts, trained: Scores, sampled: Scores) -> dict[str, dict]:
 
 def _bits(scores: list[dict[str, Any]]) -> dict[str, Any]:
     values = [one["bits_per_byte"] for one in scores]
-    sd = statistics.stdev(values) if len(values) > 1 else None
-    mean = statistics.mean(values)
-    return metric(mean, sd=sd, n=len(values), unit="bits", higher_is_better=False)
+    return metric(values, unit="bits", higher_is_better=False)
 
 
 def table(facts: Facts, unit: str) -> str:

@@ -106,13 +106,16 @@ def find(model: str) -> Path:
 
 
 def read_config(folder: Path) -> dict:
-    """The checkpoint's config.json; UserError if it has none."""
+    """The checkpoint's config.json; UserError if it has none, or one that is no object."""
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("an object was expected")
+        return found
     except FileNotFoundError:
         raise UserError(f"{folder} is no checkpoint: it has no config.json") from None
     except ValueError as error:
-        raise UserError(f"{folder}/config.json is no JSON ({error})") from None
+        raise UserError(f"{folder}/config.json is no configuration ({error})") from None
 
 
 def tokenizer_of(folder: Path, max_seq_len: int) -> Tokenizer:
@@ -122,7 +125,9 @@ def tokenizer_of(folder: Path, max_seq_len: int) -> Tokenizer:
     be another's, and when the model has fewer positions than `max_seq_len`.
     """
     raw, tokenizer = read_config(folder), load_tokenizer(folder)
-    known, given = raw.get("vocab_size", 0), tokenizer.get_vocab_size()
+    known, given = raw.get("vocab_size"), tokenizer.get_vocab_size()
+    if not isinstance(known, int):
+        raise UserError(f"{folder}/config.json: vocab_size must be a whole number, not {known!r}")
     if not given <= known <= given + SPARE:
         raise UserError(
             f"{folder}: the model knows {known:,} tokens, its tokenizer {given:,}: they do not "

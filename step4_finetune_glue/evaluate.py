@@ -43,6 +43,10 @@ class Config(cli.RunConfig):
     fill_missing: bool = False
     """Answer with the commonest training answer where the zip lacks a task."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        cli.check(self, "errors", "0 or more", lambda value: value >= 0)
+
 
 PRESETS = {"cpu": {}, "smoke": dict(errors=1), "gpu": {}}
 
@@ -179,15 +183,7 @@ def submit(config: Config, found: list[Finetuned]) -> None:
     """Write the zip of test answers, each task's from its seeds together."""
     if len(names := sorted({run.system for run in found})) > 1:
         raise UserError(f"--submission takes one system, and --runs holds: {', '.join(names)}")
-    answers = {}
-    for run in found:
-        data = config.data or run.data
-        for file, (name, split, _) in submission.FILES.items():
-            here = "AX" if (name, run.task.name) == ("AX", "MNLI") else split
-            if name in (run.task.name, here) and run.has(here):
-                rows = tasks.read(tasks.TASKS[name], split, data)
-                said = scoring.together(run.task, run.logits(rows))
-                answers[file] = submission.Answers(rows.ids, said)
+    answers = submission.collect(found, config.data)
     if config.fill_missing:
         filled = submission.fill(answers, config.data or found[0].data)
         print(f"answered with the majority: {', '.join(filled) or 'nothing'}")

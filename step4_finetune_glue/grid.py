@@ -13,10 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from common import cli, runs, subruns
-from common.cli import UserError
 from common.runs import metric
 from step1_transformer import resuming
 from step4_finetune_glue import spread, tasks
@@ -57,9 +54,8 @@ class Config(cli.RunConfig):
             cli.check(self, name, "above 0", lambda value: value > 0)
         for name in ("batch_sizes", "learning_rates"):
             cli.check(self, name, "numbers above 0", lambda v: v and min(v) > 0)
-        for text in self.settings:
-            if not text.partition("=")[2]:
-                raise UserError(f"--settings {text!r}: write name=value, as in layer-decay=0.9")
+        pairs = "pairs name=value, as in layer-decay=0.9"
+        cli.check(self, "settings", pairs, lambda v: all(text.partition("=")[2] for text in v))
 
 
 PRESETS = {
@@ -101,12 +97,14 @@ def main(config: Config) -> None:
     fresh = [read(folder) for folder, *_ in again]
     honest = [one["metrics"][ranks_by]["value"] for one in fresh]
     told = spread.of(list(scores.values()))
-    sd = float(np.std(honest, ddof=1)) if len(honest) > 1 else None
+    score = metric(honest, unit="%")
     print(f"\n{task.name}, {config.model}, {config.epochs} epochs: {ranks_by} on dev, %")
     print(spread.table(scores, config.batch_sizes, config.learning_rates))
     print(f"whole grid: {', '.join(f'{k} {v:.2f}' for k, v in told.items())}")
-    after = f"{np.mean(honest):.2f}" + (f" ± {sd:.2f}" if sd is not None else "")
-    print(f"best cell: batch {best[0]}, learning rate {best[1]:g}: {scores[best]:.2f}")
+    after = f"{score['value']:.2f}" + (f" ± {score['sd']:.2f}" if score["sd"] is not None else "")
+    ties = list(scores.values()).count(scores[best]) - 1
+    also = f", as {ties} other{'s' * (ties > 1)}; this is the first of them" * bool(ties)
+    print(f"best cell: batch {best[0]}, learning rate {best[1]:g}: {scores[best]:.2f}{also}")
     print(f"the same with {len(seeds)} fresh seeds: {after}\n")
     title = f"{task.name}, {config.model}: {ranks_by}, %"
     spread.plot(scores, config.batch_sizes, config.learning_rates, honest, title, run.path)
@@ -121,11 +119,7 @@ def main(config: Config) -> None:
         dataset=fresh[0]["dataset"],
         source=fresh[0]["source"],
         split=fresh[0]["split"].split(" and ")[0],
-        metrics={
-            f"{ranks_by}, best cell, fresh seeds": metric(
-                float(np.mean(honest)), sd=sd, n=len(honest), unit="%"
-            )
-        }
+        metrics={f"{ranks_by}, best cell, fresh seeds": score}
         | {f"{ranks_by}, grid {k}": metric(v, n=len(cells), unit="%") for k, v in told.items()},
         cells=[{"batch_size": b, "learning_rate": r, ranks_by: v} for (b, r), v in scores.items()],
         scores_per_seed={ranks_by: honest},

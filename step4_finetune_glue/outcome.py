@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from common import engine
 from common.runs import metric
 from step4_finetune_glue import metrics, prediction
@@ -44,15 +42,7 @@ def over_seeds(found: list[dict[str, Any]]) -> dict[str, Any]:
     each = {name: [one["scores"][name] for one in found] for name in found[0]["scores"]}
     tokens, seconds = (sum(one[name] for one in found) for name in ("tokens", "seconds"))
     return {
-        "metrics": {
-            name: metric(
-                float(np.mean(values)),
-                sd=float(np.std(values, ddof=1)) if len(values) > 1 else None,
-                n=len(values),
-                unit="%",
-            )
-            for name, values in each.items()
-        },
+        "metrics": {name: metric(values, unit="%") for name, values in each.items()},
         "scores_per_seed": each,
         "collapsed": sum(one["collapsed"] for one in found),
         "seconds_per_seed": [one["seconds"] for one in found],

@@ -48,6 +48,7 @@ class Config(cli.RunConfig):
         super().__post_init__()
         for name in ("train_limit", "epochs", "batch_size", "learning_rate", "seeds"):
             cli.check(self, name, "above 0", lambda value: value > 0)
+        cli.check(self, "system", f"one of {', '.join(SYSTEMS)}", lambda v: not v or v in SYSTEMS)
 
 
 def measure(config: Config, system: str) -> dict[str, Any]:

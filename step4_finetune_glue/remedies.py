@@ -51,9 +51,8 @@ class Config(cli.RunConfig):
         for name in self.variants:
             if name not in VARIANTS:
                 raise UserError(f"no variant {name!r}; there are: {', '.join(VARIANTS)}")
-        for text in self.settings:
-            if not text.partition("=")[2]:
-                raise UserError(f"--settings {text!r}: write name=value, as in train-limit=1000")
+        pairs = "pairs name=value, as in train-limit=1000"
+        cli.check(self, "settings", pairs, lambda v: all(text.partition("=")[2] for text in v))
 
 
 PRESETS = {

@@ -44,20 +44,15 @@ def summary(found: Found, scores: tuple[str, ...]) -> tuple[dict, dict]:
         metrics[name], differences[name] = {}, {}
         for score in scores:
             own, base = (_values(found[which], score) for which in (name, "base"))
-            metrics[name][score] = _over(own)
+            metrics[name][score] = metric(own, unit="%")
             apart = [one - other for one, other in zip(own, base, strict=True)]
-            differences[name][score] = _over(apart)
+            differences[name][score] = metric(apart, unit="%")
     del differences["base"]
     return metrics, differences
 
 
 def _values(results: list[dict], score: str) -> list[float]:
     return [one["metrics"][score]["value"] for one in results]
-
-
-def _over(values: list[float]) -> dict:
-    sd = statistics.stdev(values) if len(values) > 1 else None
-    return metric(statistics.mean(values), sd=sd, n=len(values), unit="%")
 
 
 def rows(found: Found, metrics: dict, differences: dict, score: str) -> list[list[str]]:

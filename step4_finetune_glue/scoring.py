@@ -113,11 +113,7 @@ class Scored:
 
     def entries(self) -> dict[str, dict]:
         """Mean, standard deviation and number of seeds as a result.json has them."""
-        found = {}
-        for name, values in self.per_seed.items():
-            sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-            found[name] = metric(float(np.mean(values)), sd=sd, n=len(values), unit="%")
-        return found
+        return {name: metric(values, unit="%") for name, values in self.per_seed.items()}
 
     def confusion(self) -> np.ndarray:
         """Counts (C, C), rows the truth, columns the answers, of all seeds together."""

@@ -11,6 +11,7 @@ from common import runs
 from common.cli import UserError
 from step4_finetune_glue import tasks
 from step4_finetune_glue.baselines import majority
+from step4_finetune_glue.scoring import Finetuned, together
 
 # File in the zip: task, split, and how many rows the official test set has.
 FILES = {
@@ -71,6 +72,18 @@ def table(name: str, answers: Answers) -> str:
         written = [f"{score:.3f}" for score in np.clip(answers.predictions, 0, 5).tolist()]
     lines = [f"{i}\t{said}" for i, said in sorted(zip(answers.ids, written, strict=True))]
     return "\n".join(["index\tprediction", *lines]) + "\n"
+
+
+def collect(found: list[Finetuned], data: str = "") -> dict[str, Answers]:
+    """What the seeds of each run say together, for every file that there are predictions for."""
+    answers = {}
+    for run in found:
+        for file, (name, split, _) in FILES.items():
+            here = "AX" if (name, run.task.name) == ("AX", "MNLI") else split
+            if name in (run.task.name, here) and run.has(here):
+                rows = tasks.read(tasks.TASKS[name], split, data or run.data)
+                answers[file] = Answers(rows.ids, together(run.task, run.logits(rows)))
+    return answers
 
 
 def fill(answers: dict[str, Answers], data: str = "glue") -> list[str]:

@@ -105,7 +105,7 @@ def code_lines(path):
 
 
 def test_common_stays_thin():
-    assert sum(map(code_lines, modules("common"))) < 1680
+    assert sum(map(code_lines, modules("common"))) < 1690
 
 
 def requirements():

@@ -122,7 +122,7 @@ def test_results_of_other_settings_are_not_mixed(trained, capfd):
     ("flags", "told"),
     [
         (["--variants", "heads_7"], "no variant 'heads_7'; there are: learned_positions"),
-        (["--settings", "dropout"], "write name=value"),
+        (["--settings", "dropout"], "must be pairs name=value"),
         (["--seeds", 0], "--seeds 0 must be above 0"),
         (["--data", "gone.tsv"], "gone.tsv"),
     ],

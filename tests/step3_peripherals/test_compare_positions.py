@@ -136,7 +136,7 @@ def test_scores_are_those_of_the_saved_model_on_the_whole_held_out_text():
     [
         (["--schemes", "rotary"], "no scheme 'rotary'; there are: none, sinusoidal"),
         (["--score-lengths", 64], "--score-lengths must have that of training, 32"),
-        (["--settings", "n-layers"], "write name=value"),
+        (["--settings", "n-layers"], "must be pairs name=value"),
         (["--seeds", 0], "--seeds 0 must be above 0"),
         (["--data", "nowhere.txt"], "no such file"),
         (["--heldout-every", 200], "documents are too few"),

@@ -94,7 +94,7 @@ def test_only_what_the_training_held_out_is_continued(made):
 def test_mistakes(made):
     for options, told in (
         (dict(strategies=("best",)), "no strategy 'best'"),
-        (dict(settings=("fast",)), "write name=value"),
+        (dict(settings=("fast",)), "must be pairs name=value"),
         (dict(new_tokens=3), "4 or more"),
     ):
         with pytest.raises(UserError, match=told):

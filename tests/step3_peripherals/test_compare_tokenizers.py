@@ -258,6 +258,7 @@ def test_what_is_lost_is_added_to_the_score(tokenizer):
         (["--dropout", 1.5], "--dropout 1.5 must be between 0 and 1"),
         (["--d-model", 48], "--d-model 48 must be a multiple of 32"),
         (["--n-layers", 0], "--n-layers 0 must be above 0"),
+        (["--max-documents", -1], "--max-documents -1 must be above 0"),
         (["--batch-size", 0], "--batch-size 0 must be above 0"),
         (["--sampling-kilobytes", -1], "--sampling-kilobytes -1 must be above 0"),
         (["--data", "nowhere.txt"], "no such file"),

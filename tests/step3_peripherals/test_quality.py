@@ -18,7 +18,8 @@ from step2_bert.sentences import split_sentences
 from step3_peripherals import planting, quality
 from step3_peripherals.quality import CHINESE, ENGLISH, Ngrams
 
-LIKE_DATATROVE = replace(ENGLISH, count_marks=True)
+LIKE_DATATROVE = replace(ENGLISH, count_marks=True, min_line_words=3, min_sentences=5)
+LIKE_C4 = dict(min_words_per_line=5, min_num_sentences=3)  # the paper's
 MADE_UP = [
     "",
     "A line.\n",
@@ -48,14 +49,15 @@ def our_words(monkeypatch):
 
 
 def same_decisions(text):
-    doc = Document(text, "")
-    verdict = library_c4.C4QualityFilter().filter(doc)
-    ours = quality.c4(text)
-    assert (verdict is True) == (ours.text is not None)
-    if ours.text is None:
-        assert verdict[1].replace("_", " ") == ours.reason
-    else:
-        assert ours.text == doc.text
+    for thresholds, rules in (({}, LIKE_DATATROVE), (LIKE_C4, ENGLISH)):
+        doc = Document(text, "")
+        verdict = library_c4.C4QualityFilter(**thresholds).filter(doc)
+        ours = quality.c4(text, rules)
+        assert (verdict is True) == (ours.text is not None)
+        if ours.text is None:
+            assert verdict[1].replace("_", " ") == ours.reason
+        else:
+            assert ours.text == doc.text
     verdict = library_repetition.GopherRepetitionFilter().filter(Document(text, ""))
     reason = quality.gopher_repetition(text)
     assert (verdict is True) == (reason is None), (verdict, reason)

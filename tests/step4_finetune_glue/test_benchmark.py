@@ -65,6 +65,8 @@ def test_rows_of_the_trainer_are_ours_padded_to_the_maximum(tmp_path):
 def test_a_task_without_files(tmp_path, capfd):
     (tmp_path / "glue").mkdir()
     given = ["--preset", "smoke", "--data", tmp_path / "glue", "--out", tmp_path / "race"]
+    assert small.run("benchmark", *given, "--system", "theirs") == 2
+    assert "--system theirs must be one of trainer, " in capfd.readouterr().err
     assert small.run("benchmark", *given) == 2
     line = capfd.readouterr().err
     assert "MRPC has no train.tsv" in line and line.count("\n") == 1

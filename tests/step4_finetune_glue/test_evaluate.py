@@ -352,6 +352,7 @@ def test_runs_that_cannot_be_scored(tmp_path, glue, fails):
         "--runs", tmp_path / "empty"
     )
     run = finetuned(tmp_path / "run", glue, "RTE")
+    assert "--errors -3 must be 0 or more" in fails("--runs", run, "--errors", -3)
     (run / "seed-1" / "predictions-dev.npz").unlink()
     assert "no predictions for dev" in fails("--runs", run)
     (run / "seed-1" / "predictions-dev.npz").write_bytes(b"PK")

@@ -255,6 +255,16 @@ def test_a_head_of_another_size(impl, flags, tmp_path, fails):
     assert not torch.equal(head[name], load_file(three / "model.safetensors")["classifier.weight"])
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [("[]", "an object was expected"), ('{"vocab_size": null}', "not None"), ("{", "config.json")],
+)
+def test_a_broken_configuration(content, told, flags, bert, tmp_path, fails):
+    shutil.copytree(bert, tmp_path / "broken")
+    (tmp_path / "broken" / "config.json").write_text(content)
+    assert told in fails(*flags, "--task", "RTE", "--model", tmp_path / "broken")
+
+
 def test_a_tokenizer_of_another_checkpoint(flags, bert, tmp_path, fails):
     for name, vocab_size, told in (("small", 40, "knows 40 tokens"), ("large", 5000, "5,000")):
         small.bert(tmp_path / name, vocab_size=vocab_size)

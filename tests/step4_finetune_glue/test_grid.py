@@ -70,7 +70,7 @@ def test_spread():
     [
         (["--epochs", 0], "--epochs 0"),
         (["--batch-sizes", 8, 0], "--batch-sizes (8, 0)"),
-        (["--settings", "impl"], "write name=value"),
+        (["--settings", "impl"], "must be pairs name=value"),
         (["--task", "IMDB"], "unknown task"),
     ],
 )

@@ -65,7 +65,7 @@ def test_the_table():
     [
         (["--seeds", 0], "--seeds 0"),
         (["--variants", "prayer"], "no variant 'prayer'; there are: no_warmup"),
-        (["--settings", "impl"], "write name=value"),
+        (["--settings", "impl"], "must be pairs name=value"),
         (["--task", "IMDB"], "unknown task"),
     ],
 )
