@@ -153,6 +153,7 @@ def report(run, scored: dict[str, Scored], base: dict, config: Config, whole: Pa
     more = {f"ensemble_{k}": metric(v, unit="%") for k, v in together.items() if n > 1}
     for name, values in base.items():
         more |= {f"{name}_{k}": metric(v, unit="%") for k, v in values.items()}
+    more |= scoring.diagnostics(run, config.data or run.data)
     more["collapsed_seeds"] = metric(first.collapsed, n=1, higher_is_better=False)
 
     pool = ", trained on a small pool or part (low-resource)" * run.low_resource
@@ -162,6 +163,8 @@ def report(run, scored: dict[str, Scored], base: dict, config: Config, whole: Pa
         others = [f"{k.replace('_', ' ')} {v[name]:.2f}" for k, v in base.items() if name in v]
         others += [f"ensemble {together[name]:.2f}"] if n > 1 else []
         print(f"  {name:20}{entry['value']:6.2f}{spread:8}  ({', '.join(others)})")
+    for name in (name for name in more if name.startswith("AX_")):
+        print(f"  {name.replace('_', ' '):20}{more[name]['value']:6.2f}")
     print(f"  collapsed seeds     {first.collapsed} of {n}")
     errors = f"{figures.confusion_text(first)}\n\n{figures.errors_text(first, config.errors)}\n"
     print(errors)

@@ -28,6 +28,8 @@ HOW_TO_GET = (
     "datasets and unset GYM_DATA to take nyu-mll/glue from the Hugging Face hub"
 )
 COLA_COLUMNS = ("source", "label", "star", "sentence")  # its train and dev files have no header
+AX_FILES = {"dev": "diagnostic-full.tsv", "test": "diagnostic.tsv"}  # with its labels, and without
+AX_COLUMNS = {"premise": "sentence1", "hypothesis": "sentence2"}
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ ALL = (
     Task("QNLI", 104743, labels=QA, texts=("question", "sentence"), pool="derived_nqg_train.tsv"),
     Task("RTE", 2490, labels=QA),
     Task("WNLI", 635),
-    Task("AX", 0, ("matthews",), NLI, dev_splits=()),  # scored by what was trained on MNLI
+    Task("AX", 0, ("matthews",), NLI),  # scored by what was trained on MNLI
     Task("rt", 6884, texts=("text",)),
 )  # fmt: skip
 TASKS = {task.name: task for task in ALL}
@@ -139,7 +141,8 @@ def task(name: str) -> Task:
 
 
 def read(task: Task, split: str, data: str = "glue") -> Rows:
-    """Read one split: train, dev or test; MNLI has dev_matched, dev_mismatched, and such tests.
+    """Read one split: train, dev or test; MNLI has dev_matched, dev_mismatched, and such tests; AX
+    has its rows as test, and with its authors' labels as dev.
 
     Raises UserError, with file and line, for missing files, columns or texts, for rows of another
     width than their header, and for labels that the task does not have.
@@ -211,6 +214,8 @@ def locate(task: Task, split: str, data: str = "glue") -> sources.Source:
             return sources.Source(name, kind, _files(task, split, root), split)
     if data != "glue":
         raise UserError(f"{data}: no such folder; {HOW_TO_GET}")
+    if (task.name, split) == ("AX", "dev"):
+        raise UserError(f"the hub has no labels of AX: give a folder with AX/{AX_FILES['dev']}")
     hub_split = split.replace("dev", "validation")
     return sources.Source(name, "hub", (), split, (HUB, task.hub_config, hub_split))
 
@@ -227,7 +232,7 @@ def _split(task: Task, split: str) -> str:
 def _files(task: Task, split: str, root: Path) -> tuple[Path, ...]:
     """The file of a split, and for MRPC as it is downloaded the ids that part train from dev."""
     folders = [root / task.name, *([root / "diagnostic"] if task.name == "AX" else [])]
-    names = ["diagnostic.tsv"] if task.name == "AX" else [f"{split}.tsv"]
+    names = [AX_FILES[split] if task.name == "AX" else f"{split}.tsv"]
     if task.pool and split == "train" or task.name == "QQP" and split == "dev":
         names.append(task.pool)
     for folder in folders:
@@ -260,6 +265,8 @@ def _file_rows(task: Task, source: sources.Source) -> Iterator[formats.Row]:
         cells, where = line.rstrip("\r\n").split("\t"), f"{path}:{number}"
         if columns is None:
             columns = [cell.strip().lower() for cell in cells]
+            if task.name == "AX":
+                columns = [AX_COLUMNS.get(name, name) for name in columns]
             headless = task.name == "CoLA" and "sentence" not in columns and len(cells) == 4
             _check_header(where, task, source.split, COLA_COLUMNS if headless else columns)
             if dev_ids and not {"#1 id", "#2 id"} <= set(columns):

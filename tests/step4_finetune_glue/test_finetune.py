@@ -478,6 +478,25 @@ def test_ax_is_predicted_where_mnli_has_no_test_set(glue, flags, tmp_path, fails
     assert predictions(tmp_path / "ax", "AX")["logits"].shape == (1, 3)
 
 
+def test_ax_is_scored_where_its_labels_are(glue, flags, tmp_path, capfd):
+    shutil.copytree(glue, tmp_path / "glue")
+    rows = "the film\ta law\tneutral\na road\ta road\tentailment\nlaw\tnot law\tcontradiction\n"
+    (tmp_path / "glue" / "AX").mkdir()
+    full = tmp_path / "glue" / "AX" / "diagnostic-full.tsv"
+    full.write_text(f"Premise\tHypothesis\tLabel\n{rows}")
+    given = [*flags, *TRAIN, "--task", "MNLI", "--data", tmp_path / "glue", "--predict-test"]
+    assert small.run("finetune", *given, "--max-steps", 1) == 0
+    found = predictions(tmp_path / "run", "AX-dev")
+    assert found["logits"].shape == (3, 3) and found["labels"].tolist() == [1, 0, 2]
+    capfd.readouterr()
+    given = ["--runs", tmp_path / "run", "--out", tmp_path / "scored"]
+    assert small.run("evaluate", *given) == 0
+    (one,) = (tmp_path / "scored").glob("*-mnli/result.json")
+    wanted = 100 * metrics.matthews(found["logits"].argmax(1), found["labels"])
+    assert small.result(one.parent)["metrics"]["AX_matthews"]["value"] == pytest.approx(wanted)
+    assert f"  AX matthews         {wanted:6.2f}" in capfd.readouterr().out
+
+
 def test_the_first_dev_set_must_be_there(glue, flags, tmp_path, fails):
     shutil.copytree(glue / "MNLI", tmp_path / "glue" / "MNLI")
     dev = tmp_path / "glue" / "MNLI" / "dev_matched.tsv"

@@ -41,6 +41,8 @@ FILES = {
     "RTE/train.tsv": "index\tsentence1\tsentence2\tlabel\r\n0\ta\tb\tentailment\r\n",
     "WNLI/dev.tsv": "index\tsentence1\tsentence2\tlabel\n0\ta\tb\t0\n",
     "diagnostic/diagnostic.tsv": "index\tsentence1\tsentence2\n0\ta\tb\n",
+    "AX/diagnostic-full.tsv": "Logic\tDomain\tPremise\tHypothesis\tLabel\n"
+    "\tNews\tc\td\tcontradiction\nNegation\tNews\ta\tb\tentailment\n",
     "MRPC/msr_paraphrase_train.txt": "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
     '1\t10\t11\tHe said "yes.\tYes.\n0\t20\t21\ta\tb\n',
     "MRPC/dev_ids.tsv": "20\t21\n",
@@ -81,6 +83,7 @@ def write(folder: Path, name: str, text: str) -> str:
         ("RTE", "train", ["a"], ["b"], [0], [0]),
         ("WNLI", "dev", ["a"], ["b"], [0], [0]),
         ("AX", "test", ["a"], ["b"], None, [0]),
+        ("AX", "dev", ["c", "a"], ["d", "b"], [2, 0], [0, 1]),
         ("MRPC", "train", ['He said "yes.'], ["Yes."], [1], [0]),
         ("MRPC", "dev", ["a"], ["b"], [0], [0]),
         ("MRPC", "test", ["c"], ["d"], None, [0]),
@@ -141,7 +144,7 @@ def test_an_unknown_task_or_split_lists_the_known():
         task("snli")
     with pytest.raises(UserError, match="RTE has no split 'dev_matched'; it has train, dev, test"):
         read(task("RTE"), "dev_matched")
-    with pytest.raises(UserError, match="AX has no split 'train'; it has test"):
+    with pytest.raises(UserError, match="AX has no split 'train'; it has dev, test"):
         read(task("AX"), "train")
 
 
