@@ -259,6 +259,13 @@ def grid(rows: Iterable[Iterable[str]], notes: Iterable[str] = (), align: str = 
     return "\n".join([table, *(f"\n{note}" for note in notes)])
 
 
+def columns(rows: list[list[str]]) -> str:
+    """A table for the terminal: the first column at the left, the others at the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
+    return "\n".join("  ".join(row).rstrip() for row in padded)
+
+
 def documents(root: Path, rows: list[Row]) -> dict[Path, str]:
     """README.md and every step's notes.md, as they should read."""
     texts = {}

@@ -16,7 +16,7 @@ than the base by 0.1 nats or more where all are scored alike, at 80/10/10.
 import dataclasses
 from dataclasses import dataclass
 
-from common import cli, data, runs, subruns
+from common import cli, data, report, runs, subruns
 from common.cli import UserError
 from common.runs import metric
 from step1_transformer import resuming
@@ -90,7 +90,7 @@ def main(config: Config) -> None:
     metrics, differences = masking_table.summary(found)
     paper = masking_table.reported()
     rows, note = masking_table.rows(metrics, differences, paper), masking_table.note(metrics)
-    print(f"\n{masking_table.text(rows)}\n{note}")
+    print(f"\n{report.columns(rows)}\n{note}")
     baseline = {k: metric(v, unit="%") for k, v in study.baseline.items()}
     for name, entry in baseline.items():
         print(f"{runs.words(name)}: {entry['value']:.1f} % downstream")

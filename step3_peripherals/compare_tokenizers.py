@@ -20,7 +20,7 @@ read many times, segmented anew each time or always alike.
 from dataclasses import dataclass
 from typing import Literal
 
-from common import cli, data, engine, runs
+from common import cli, data, engine, report, runs
 from common.cli import UserError
 from common.runs import say
 from step1_transformer import resuming
@@ -140,11 +140,13 @@ def main(config: Config) -> None:
     ran_on = [{"hardware": one.pop("hardware", None)} for one in every]  # the rest are numbers
 
     # Compare
-    print(f"\n{tokenizer_table.table(facts, unit)}\n\n{tokenizer_table.lm_table(trained)}")
+    rows, skipped = tokenizer_table.rows(facts, unit), tokenizer_table.skipped(facts)
+    print("\n".join(["", report.columns(rows), *skipped, "", tokenizer_table.lm_table(trained)]))
     if sampled:
         print(f"\n{tokenizer_table.lm_table(sampled)}")
     tokenizer_table.plot(facts, trained, sampled, config.data, run.path / "curves.png")
     print(f"\nfigure: {run.path}/curves.png")
+    timing = f"{TIMING}, median of {config.repeats}"
     told, reached = tokenizer_table.target(facts, GAIN)
     print(f"target {'reached' if reached else 'missed'}: {told}")
     seconds, tokens = (sum(one[name] for one in every) for name in ("seconds", "tokens"))
@@ -160,12 +162,13 @@ def main(config: Config) -> None:
         split="heldout",
         metrics=tokenizer_table.metrics(facts, trained, sampled),
         compare_to=[],
+        table={"rows": rows, "notes": [*skipped, f"speed: {timing}"]},
         vocabularies={f"{name} at {size}": found for (name, size), found in facts.items()},
         trainings={
             f"{name} {what}": several for (name, what), several in (trained | sampled).items()
         },
         heldout_bytes=text.n_bytes,
-        timing=f"{TIMING}, median of {config.repeats}",
+        timing=timing,
         model={"name": f"{config.n_layers} layers, {config.d_model} wide", "parameters": None},
         tokens=tokens,
         seconds=round(seconds + learning, 1),

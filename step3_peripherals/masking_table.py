@@ -97,16 +97,6 @@ def note(metrics: Entries) -> str:
     return f"difference: {last} less that of the first line, seed by seed"
 
 
-def text(lines: list[list[str]]) -> str:
-    """The table for a terminal."""
-    first = max(len(line[0]) for line in lines)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)][1:]
-    return "\n".join(
-        "  ".join([line[0].ljust(first), *map(str.rjust, line[1:], widths)]).rstrip()
-        for line in lines
-    )
-
-
 def target(differences: Entries) -> str:
     """What the cpu preset is to show, and whether it did."""
     if "mix_0_0_100" not in differences:

@@ -49,18 +49,22 @@ def _bits(scores: list[dict[str, Any]]) -> dict[str, Any]:
     return metric(values, unit="bits", higher_is_better=False)
 
 
-def table(facts: Facts, unit: str) -> str:
-    """A vocabulary a line."""
-    heads = {h: f"tokens/{unit}" if h == "fertility" else h for h in COLUMNS}
-    lines = [f"{'':11}{'size':>7}" + "".join(f"{head:>16}" for head in heads.values())]
-    for (name, size), found in facts.items():
-        start = f"{name:11}{size:7,}"
-        if "skipped" in found:
-            lines.append(f"{start}    skipped: {found['skipped']}")
-            continue
+def rows(facts: Facts, unit: str) -> list[list[str]]:
+    """The table of vocabularies, heads first."""
+    heads = [f"tokens/{unit}" if head == "fertility" else head for head in COLUMNS]
+    lines = [["", "size", *heads]]
+    for (name, size), found in measured(facts).items():
         cells = (form.format(found[fact]) for fact, form in COLUMNS.values())
-        lines.append(start + "".join(f"{cell:>16}" for cell in cells))
-    return "\n".join(lines)
+        lines.append([name, f"{size:,}", *cells])
+    return lines
+
+
+def skipped(facts: Facts) -> list[str]:
+    """Why there is no line for some."""
+    left_out = facts.keys() - measured(facts).keys()
+    return [
+        f"{name} at {size:,}: {facts[name, size]['skipped']}" for name, size in sorted(left_out)
+    ]
 
 
 def lm_table(scores: Scores) -> str:

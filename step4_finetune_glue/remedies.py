@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common import cli, runs, subruns
+from common import cli, report, runs, subruns
 from common.cli import UserError
 from step1_transformer import resuming
 from step4_finetune_glue import remedy_table, tasks
@@ -92,7 +92,7 @@ def main(config: Config) -> None:
     metrics, differences = remedy_table.summary(found, task.metrics)
     rows = remedy_table.rows(found, metrics, differences, task.metrics[0])
     print(f"\n{task.name}, {config.model}: {task.metrics[0]} on dev, %")
-    print(remedy_table.text(rows))
+    print(report.columns(rows))
     title = f"{task.name}, {config.model}: {task.metrics[0]} on dev, %"
     remedy_table.plot(found, task.metrics[0], title, run.path / "curves.png")
     print(f"\nfigure: {run.path}/curves.png")

@@ -72,16 +72,6 @@ def rows(found: Found, metrics: dict, differences: dict, score: str) -> list[lis
     return lines
 
 
-def text(lines: list[list[str]]) -> str:
-    """The table for a terminal."""
-    first = max(len(line[0]) for line in lines)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)][1:]
-    return "\n".join(
-        "  ".join([line[0].ljust(first), *map(str.rjust, line[1:], widths)]).rstrip()
-        for line in lines
-    )
-
-
 def plot(found: Found, score: str, title: str, path: Path) -> None:
     """A column a variant: its seeds, each a point, and their mean beside the base's."""
     import matplotlib

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from common import runs
+from common import report, runs
 from step2_bert.corpus import prepare
 from step2_bert.masking import Vocabulary
 from step2_bert.samples import Samples
@@ -185,7 +185,7 @@ def test_differences_are_taken_seed_by_seed():
         assert masking_table.target(entries).startswith(f"target {told}: ")
     rows = masking_table.rows(metrics, differences, {"span": -0.25})
     assert rows[2] == ["spans", "66.5 ± 7.8", "+1.5 ± 0.7", "-0.2"]
-    lines = masking_table.text(rows).splitlines()
+    lines = report.columns(rows).splitlines()
     assert lines[2].split() == ["spans", "66.5", "±", "7.8", "+1.5", "±", "0.7", "-0.2"]
     assert len(lines[0]) == len(lines[2])  # the last column ends where its head does
 

@@ -2,6 +2,7 @@ import signal
 
 import pytest
 
+from common import report
 from step4_finetune_glue import remedy_table
 from tests.step4_finetune_glue import small
 
@@ -56,7 +57,7 @@ def test_the_table():
     assert rows[1] == ["base", "61.0 ± 1.4", "60.0", "62.0", "", "0 of 2"]
     # sd of 3 and -9 is 8.49; of their mean, 6
     assert rows[2] == ["head reads [CLS]", "58.0 ± 7.1", "53.0", "63.0", "-3.0 ± 6.0", "1 of 2"]
-    heads, *lines = remedy_table.text(rows).splitlines()
+    heads, *lines = report.columns(rows).splitlines()
     assert len({len(line) for line in (heads, *lines)}) == 1 and lines[1].startswith("head reads")
 
 
