@@ -5,6 +5,7 @@ of tokenizer_lm.train, a list of seeds by (algorithm, size) and by (algorithm, s
 """
 
 import statistics
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ Scores = dict[tuple[str, Any], list[dict[str, Any]]]
 COLUMNS = {  # heading: of facts
     "bytes/token": ("bytes_per_token", "{:.2f}"),
     "fertility": ("fertility", "{:.2f}"),
-    "<unk> tokens": ("unknown_tokens", "{:.3%}"),
+    "unknown tokens": ("unknown_tokens", "{:.3%}"),
     "unknown chars": ("unknown_characters", "{:.4%}"),
     "in use": ("in_use", "{:.1%}"),
     "training s": ("training_seconds", "{:.1f}"),
@@ -60,11 +61,12 @@ def rows(facts: Facts, unit: str) -> list[list[str]]:
 
 
 def skipped(facts: Facts) -> list[str]:
-    """Why there is no line for some."""
-    left_out = facts.keys() - measured(facts).keys()
-    return [
-        f"{name} at {size:,}: {facts[name, size]['skipped']}" for name, size in sorted(left_out)
-    ]
+    """Why there is no line for some: a sentence for each algorithm and reason."""
+    sizes = defaultdict(list)
+    for (name, size), found in facts.items():
+        if "skipped" in found:
+            sizes[name, found["skipped"].partition(": ")[2]].append(f"{size:,}")
+    return [f"no {name} of {', '.join(n)}: {reason}" for (name, reason), n in sizes.items()]
 
 
 def lm_table(scores: Scores) -> str:
