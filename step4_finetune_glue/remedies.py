@@ -90,8 +90,8 @@ def main(config: Config) -> None:
     for (name, *_), one in zip(todo, every, strict=True):
         found[name].append(one)
     metrics, differences = remedy_table.summary(found, task.metrics)
-    rows = remedy_table.rows(found, metrics, differences, task.metrics[0])
-    print(f"\n{task.name}, {config.model}: {task.metrics[0]} on dev, %")
+    rows = remedy_table.rows(found, metrics, differences)
+    print(f"\n{task.name}, {config.model}, dev")
     print(report.columns(rows))
     title = f"{task.name}, {config.model}: {task.metrics[0]} on dev, %"
     remedy_table.plot(found, task.metrics[0], title, run.path / "curves.png")

@@ -55,21 +55,31 @@ def _values(results: list[dict], score: str) -> list[float]:
     return [one["metrics"][score]["value"] for one in results]
 
 
-def rows(found: Found, metrics: dict, differences: dict, score: str) -> list[list[str]]:
-    """The table, heads first: a line a variant."""
-    lines = [["", f"{score}, %", "least", "greatest", "difference", "collapsed"]]
+def rows(found: Found, metrics: dict, differences: dict) -> list[list[str]]:
+    """The table, heads first: a line a variant, with the seeds' range of the first metric."""
+    first, *_ = scores = tuple(metrics["base"])
+    heads = [head for score in scores for head in (f"{score}, %", "difference")]
+    lines = [["", *heads, f"least to greatest {first}", "collapsed"]]
     for name, results in found.items():
-        own, apart = metrics[name][score], differences.get(name, {}).get(score)
-        spread = "" if own["sd"] is None else f" ± {own['sd']:.1f}"
-        values = _values(results, score)
-        told = ""
-        if apart:
-            error = "" if apart["sd"] is None else f" ± {apart['sd'] / apart['n'] ** 0.5:.1f}"
-            told = f"{apart['value']:+.1f}{error}"
+        values = _values(results, first)
         collapsed = sum(one["collapsed"] for one in results)
-        lines.append([title_of(name), f"{own['value']:.1f}{spread}", f"{min(values):.1f}",
-                      f"{max(values):.1f}", told, f"{collapsed} of {len(results)}"])  # fmt: skip
+        apart = differences.get(name, {})
+        cells = [text for s in scores for text in (_mean(metrics[name][s]), _apart(apart.get(s)))]
+        spread = f"{min(values):.1f} to {max(values):.1f}"
+        lines.append([title_of(name), *cells, spread, f"{collapsed} of {len(results)}"])
     return lines
+
+
+def _mean(entry: dict) -> str:
+    spread = "" if entry["sd"] is None else f" ± {entry['sd']:.1f}"
+    return f"{entry['value']:.1f}{spread}"
+
+
+def _apart(entry: dict | None) -> str:
+    if entry is None:
+        return ""
+    error = "" if entry["sd"] is None else f" ± {entry['sd'] / entry['n'] ** 0.5:.1f}"
+    return f"{entry['value']:+.1f}{error}"
 
 
 def plot(found: Found, score: str, title: str, path: Path) -> None:

@@ -53,10 +53,10 @@ def test_the_table():
     found = {"base": [seed(60), seed(62)], "cls": [seed(63), seed(53, True)]}
     metrics, differences = remedy_table.summary(found, ("accuracy",))
     assert differences["cls"]["accuracy"]["value"] == -3 and "base" not in differences
-    rows = remedy_table.rows(found, metrics, differences, "accuracy")
-    assert rows[1] == ["base", "61.0 ± 1.4", "60.0", "62.0", "", "0 of 2"]
+    rows = remedy_table.rows(found, metrics, differences)
+    assert rows[1] == ["base", "61.0 ± 1.4", "", "60.0 to 62.0", "0 of 2"]
     # sd of 3 and -9 is 8.49; of their mean, 6
-    assert rows[2] == ["head reads [CLS]", "58.0 ± 7.1", "53.0", "63.0", "-3.0 ± 6.0", "1 of 2"]
+    assert rows[2] == ["head reads [CLS]", "58.0 ± 7.1", "-3.0 ± 6.0", "53.0 to 63.0", "1 of 2"]
     heads, *lines = report.columns(rows).splitlines()
     assert len({len(line) for line in (heads, *lines)}) == 1 and lines[1].startswith("head reads")
 
