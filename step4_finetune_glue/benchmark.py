@@ -1,7 +1,7 @@
 """Our fine-tuning against `transformers.Trainer` set up as in run_glue, side by side in one run.
 
-    python step4_finetune_glue/benchmark.py                                 MRPC, 800 rows
-    python step4_finetune_glue/benchmark.py --task RTE --train-limit 1000 --seeds 3
+    python step4_finetune_glue/benchmark.py                         film reviews, 800 rows
+    python step4_finetune_glue/benchmark.py --task MRPC --train-limit 1200 --epochs 4 --seeds 3
 
 `trainer` pads every row to 128 and computes in fp32, as run_glue does; `trainer-tuned` is told to
 use bf16 and to put rows of a length together; `ours` is finetune.py with our BERT. Each training is

@@ -23,7 +23,7 @@ NEVER = 10**9
 
 @dataclass
 class Config(cli.RunConfig):
-    task: str = "MRPC"
+    task: str = "rt"
     """Task, as finetune.py takes it."""
     data: str = "glue"
     """Where its files are, as finetune.py takes it."""

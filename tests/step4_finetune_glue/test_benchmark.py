@@ -64,7 +64,8 @@ def test_rows_of_the_trainer_are_ours_padded_to_the_maximum(tmp_path):
 
 def test_a_task_without_files(tmp_path, capfd):
     (tmp_path / "glue").mkdir()
-    given = ["--preset", "smoke", "--data", tmp_path / "glue", "--out", tmp_path / "race"]
+    given = ["--preset", "smoke", "--task", "MRPC", "--data", tmp_path / "glue"]
+    given += ["--out", tmp_path / "race"]
     assert small.run("benchmark", *given, "--system", "theirs") == 2
     assert "--system theirs must be one of trainer, " in capfd.readouterr().err
     assert small.run("benchmark", *given) == 2
