@@ -25,7 +25,7 @@ PRESETS = {
     "cpu": dict(seeds=3, epochs=3, train_limit=8000),
     "gpu": {},
 }
-TARGETS = {"rt": 83.0, "RTE": 55.0, "MRPC": 84.0, "SST-2": 85.0}  # of cpu: minilm, mean on dev, %
+TARGETS = {"rt": 82.0, "RTE": 55.0, "MRPC": 84.0, "SST-2": 85.0}  # of cpu: minilm, mean on dev, %
 
 FREE = {"preset", "slice_minutes", "seeds", "save_minutes", "log_every"}
 
