@@ -7,8 +7,6 @@ estimate of anything: it grows with the number of cells. So all cells are shown,
 and the best one is trained again with seeds that had no part in choosing it: that is the score.
 """
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,9 +14,7 @@ from typing import Literal
 from common import cli, runs, subruns
 from common.runs import metric
 from step1_transformer import resuming
-from step4_finetune_glue import spread, tasks
-
-SCRIPT = Path(__file__).resolve().parent / "finetune.py"
+from step4_finetune_glue import spread, tasks, trainings
 
 
 @dataclass
@@ -81,20 +77,21 @@ def main(config: Config) -> None:
     budget = subruns.Slice(config.slice_minutes)
     at_once = dict(at_once=config.parallel, quiet=config.parallel > 1)
     try:
-        todo = [(run.path / f"batch-{b}-rate-{r:g}", b, r, config.seed, 1) for b, r in cells]
-        subruns.call_all(trainings(config, todo, budget), **at_once)
-        results = {(b, r): read(folder) for folder, b, r, *_ in todo}
+        folders = {(b, r): run.path / f"batch-{b}-rate-{r:g}" for b, r in cells}
+        todo = [(folders[cell], config.seed, flags(config, *cell)) for cell in cells]
+        subruns.call_all(trainings.commands(config, todo, budget), **at_once)
+        results = {cell: trainings.read(folder) for cell, folder in folders.items()}
         ranks_by = task.metrics[0]
         scores = {cell: one["metrics"][ranks_by]["value"] for cell, one in results.items()}
         best = max(scores, key=scores.get)
         seeds = [config.seed + 1 + i for i in range(config.fresh_seeds)]
-        again = [(run.path / f"best-seed-{seed}", *best, seed, 1) for seed in seeds]
-        subruns.call_all(trainings(config, again, budget), **at_once)
+        again = [(run.path / f"best-seed-{s}", s, flags(config, *best)) for s in seeds]
+        subruns.call_all(trainings.commands(config, again, budget), **at_once)
     except cli.Interrupted as stop:
         told = f"{stop}; go on with:\n{cli.resume_command(run.path)}"
         raise cli.Interrupted(stop.signum, told) from None
 
-    fresh = [read(folder) for folder, *_ in again]
+    fresh = [trainings.read(folder) for folder, *_ in again]
     honest = [one["metrics"][ranks_by]["value"] for one in fresh]
     told = spread.of(list(scores.values()))
     score = metric(honest, unit="%")
@@ -135,26 +132,11 @@ def main(config: Config) -> None:
     )
 
 
-def trainings(config: Config, todo: list, budget: subruns.Slice) -> Iterator[list[str]]:
-    """The commands of all trainings that are not finished."""
-    for folder, batch_size, rate, seed, seeds in todo:
-        if (folder / "result.json").exists():
-            continue
-        settings = dict(task=config.task, data=config.data, model=config.model, seed=seed)
-        settings |= dict(batch_size=batch_size, micro_batch_size=min(batch_size, 32), seeds=seeds)
-        settings |= dict(learning_rate=rate, epochs=config.epochs, precision=config.precision)
-        settings |= dict(preset="gpu")  # the one that limits nothing
-        if config.train_limit:
-            settings["train_limit"] = config.train_limit
-        if minutes := budget.left():
-            settings["slice_minutes"] = minutes
-        print(f"$ finetune.py --out {folder}", flush=True)
-        flags = ["--out", folder, "--resume", *(f"--{text}" for text in config.settings)]
-        yield subruns.command_of(SCRIPT, *flags, **settings)
-
-
-def read(folder: Path) -> dict:
-    return json.loads((folder / "result.json").read_text())
+def flags(config: Config, batch_size: int, rate: float) -> tuple[str, ...]:
+    """What a cell differs by, and what all cells have that finetune.py would choose by itself."""
+    same = (f"--micro-batch-size={min(batch_size, 32)}", f"--epochs={config.epochs}")
+    limit = (f"--train-limit={config.train_limit}",) if config.train_limit else ()
+    return (f"--batch-size={batch_size}", f"--learning-rate={rate}", *same, *limit)
 
 
 if __name__ == "__main__":

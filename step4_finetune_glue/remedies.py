@@ -8,8 +8,6 @@ The base is finetune.py as it comes; each variant takes a remedy away, or adds o
 by finetune.py with the same seeds. A difference is the mean of those to the base's same seed.
 """
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,10 +15,8 @@ from typing import Literal
 from common import cli, report, runs, subruns
 from common.cli import UserError
 from step1_transformer import resuming
-from step4_finetune_glue import remedy_table, tasks
+from step4_finetune_glue import remedy_table, tasks, trainings
 from step4_finetune_glue.remedy_table import VARIANTS
-
-SCRIPT = Path(__file__).resolve().parent / "finetune.py"
 
 
 @dataclass
@@ -75,17 +71,19 @@ def main(config: Config) -> None:
     # Seeds outside: all that was begun can be compared when time is up early
     names = ("base", *config.variants)
     seeds = range(config.seed, config.seed + config.seeds)
-    todo = [(name, seed, run.path / name / f"seed-{seed}") for seed in seeds for name in names]
+    flags = {name: VARIANTS[name].flags if name in VARIANTS else () for name in names}
+    todo = [(n, run.path / n / f"seed-{seed}", seed) for seed in seeds for n in names]
     budget = subruns.Slice(config.slice_minutes)
     try:
-        commands = trainings(config, todo, budget)
+        each = ((folder, seed, flags[name]) for name, folder, seed in todo)
+        commands = trainings.commands(config, each, budget)
         subruns.call_all(commands, at_once=config.parallel, quiet=config.parallel > 1)
     except cli.Interrupted as stop:
         told = f"{stop}; go on with:\n{cli.resume_command(run.path)}"
         raise cli.Interrupted(stop.signum, told) from None
 
     # Compare
-    every = [json.loads((folder / "result.json").read_text()) for *_, folder in todo]
+    every = [trainings.read(folder) for _, folder, _ in todo]
     found = {name: [] for name in names}
     for (name, *_), one in zip(todo, every, strict=True):
         found[name].append(one)
@@ -123,21 +121,6 @@ def main(config: Config) -> None:
         seeds=list(seeds),
         config=cli.as_dict(config),
     )
-
-
-def trainings(config: Config, todo: list, budget: subruns.Slice) -> Iterator[list[str]]:
-    """The commands of all trainings that are not finished."""
-    for name, seed, folder in todo:
-        if (folder / "result.json").exists():
-            continue
-        settings = dict(task=config.task, data=config.data, model=config.model, seed=seed, seeds=1)
-        settings |= dict(preset="gpu", precision=config.precision)  # the one that limits nothing
-        if minutes := budget.left():
-            settings["slice_minutes"] = minutes
-        print(f"$ finetune.py --out {folder}", flush=True)
-        own = [] if name == "base" else VARIANTS[name].flags
-        flags = ["--out", folder, "--resume", *(f"--{text}" for text in config.settings), *own]
-        yield subruns.command_of(SCRIPT, *flags, **settings)
 
 
 if __name__ == "__main__":

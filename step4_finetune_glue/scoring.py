@@ -79,9 +79,10 @@ class Finetuned:
 
     def logits(self, rows: Rows) -> np.ndarray:
         """Float32 (S, N, C), of S seeds for the rows of a split. Raises UserError for others."""
-        found, ax = [], f"AX-{rows.split}".removesuffix("-test")
+        found = []
+        name = rows.split if rows.task == self.task else tasks.AX_NAMES[rows.split]
         for seed in self.seeds:
-            path = seed / f"predictions-{rows.split if rows.task == self.task else ax}.npz"
+            path = seed / f"predictions-{name}.npz"
             try:
                 with np.load(path, allow_pickle=False) as arrays:
                     found.append(arrays["logits"])
@@ -147,7 +148,7 @@ def score(logits: np.ndarray, rows: Rows) -> Scored:
 
 def diagnostics(run: Finetuned, data: str) -> dict[str, dict]:
     """Metrics on AX, where a run on MNLI predicted it and its labels are there; {} elsewhere."""
-    if run.task.name != "MNLI" or not run.has("AX-dev"):
+    if run.task.name != "MNLI" or not run.has(tasks.AX_NAMES["dev"]):
         return {}
     rows = tasks.read(tasks.TASKS["AX"], "dev", data)
     return {f"AX_{name}": e for name, e in score(run.logits(rows), rows).entries().items()}

@@ -29,6 +29,7 @@ HOW_TO_GET = (
 )
 COLA_COLUMNS = ("source", "label", "star", "sentence")  # its train and dev files have no header
 AX_FILES = {"dev": "diagnostic-full.tsv", "test": "diagnostic.tsv"}  # with its labels, and without
+AX_NAMES = {"dev": "AX-dev", "test": "AX"}  # of its predictions, in a run on MNLI
 AX_COLUMNS = {"premise": "sentence1", "hypothesis": "sentence2"}
 
 

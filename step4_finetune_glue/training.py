@@ -117,7 +117,7 @@ class Data:
         test = cls._there(task, task.test_splits, config.data)
         if task.name == "MNLI":
             ax = cls._there(tasks.task("AX"), ("test", "dev"), config.data)
-            test |= {f"AX-{split}".removesuffix("-test"): rows for split, rows in ax.items()}
+            test |= {tasks.AX_NAMES[split]: rows for split, rows in ax.items()}
         if not test:
             tasks.read(task, task.test_splits[0], config.data)  # says how to get it
         return cls(train, dev, test)

@@ -1,6 +1,5 @@
 import gc
 import json
-import signal
 
 import pytest
 
@@ -8,13 +7,7 @@ from common import runs
 from step4_finetune_glue import spread
 from tests.step4_finetune_glue import small
 
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
+pytestmark = pytest.mark.usefixtures("one_thread_each")
 
 
 @pytest.mark.timeout(600)  # three processes, on a machine that may be busy

@@ -1,18 +1,10 @@
-import signal
-
 import pytest
 
 from common import report
 from step4_finetune_glue import remedy_table
 from tests.step4_finetune_glue import small
 
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
+pytestmark = pytest.mark.usefixtures("one_thread_each")
 
 
 @pytest.mark.timeout(600)  # four processes, on a machine that may be busy

@@ -1,0 +1,33 @@
+"""The trainings that a script compares: runs of finetune.py, each in a folder of its own."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from common import subruns
+
+SCRIPT = Path(__file__).resolve().parent / "finetune.py"
+Todo = Iterable[tuple[Path, int, tuple[str, ...]]]  # folder, seed, flags of its own
+
+
+def commands(config: Any, todo: Todo, budget: subruns.Slice) -> Iterator[list[str]]:
+    """The commands of all trainings that are not finished.
+
+    `config` has the task, data, model and precision of all, and `settings`, more flags for all.
+    """
+    for folder, seed, own in todo:
+        if (folder / "result.json").exists():
+            continue
+        settings = dict(task=config.task, data=config.data, model=config.model, seed=seed, seeds=1)
+        settings |= dict(preset="gpu", precision=config.precision)  # the one that limits nothing
+        if minutes := budget.left():
+            settings["slice_minutes"] = minutes
+        print(f"$ finetune.py --out {folder}", flush=True)
+        flags = ["--out", folder, "--resume", *(f"--{text}" for text in config.settings), *own]
+        yield subruns.command_of(SCRIPT, *flags, **settings)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What the training in `folder` came to."""
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
