@@ -1,6 +1,7 @@
 """The rules of the house that no linter knows."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -135,3 +136,27 @@ def test_the_readme_shows_what_make_run_does():
     recipe = recipe.replace("$(bin)/", "").replace("$(bert)", "runs/step2_bert")
     commands = [line.strip() for line in recipe.splitlines()[1:]]
     assert len(commands) == 7 and "\n".join(commands) in (ROOT / "README.md").read_text()
+
+
+TO_REPEAT_IT = {
+    "step": str, "script": str, "system": str, "preset": str, "dataset": str, "split": str,
+    "metrics": dict, "compare_to": list, "model": dict | None, "tokens": int | None,
+    "seconds": int | float, "tokens_per_second": int | float | None, "hardware": dict,
+    "seeds": list, "command": str, "commit": str, "config": dict, "date": str,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "notes" / "results").glob("*.json")), ids=lambda path: path.stem
+)
+def test_a_kept_result_says_all_that_it_takes_to_repeat_it(path):
+    kept = json.loads(path.read_text())
+    wrong = [key for key, kind in TO_REPEAT_IT.items() if not isinstance(kept.get(key, ...), kind)]
+    assert not wrong
+    script = ROOT / kept["step"] / f"{kept['script']}.py"
+    assert script.is_file() and f"{kept['step']}/{kept['script']}.py" in kept["command"]
+    assert re.fullmatch(r"[0-9a-f]{12}(-dirty)?", kept["commit"])
+    assert kept["hardware"].keys() >= {"device", "cpu", "cores", "torch"}
+    for name, metric in kept["metrics"].items():
+        assert metric.keys() == {"value", "sd", "n", "unit", "higher_is_better"}, name
+        assert metric["n"] > 1 or metric["sd"] is None, name
