@@ -194,9 +194,10 @@ def cited(row: dict[str, str]) -> str:
     return f"{row['value']} ({', '.join(filter(None, (system, where, unnamed)))})"
 
 
-def mean_and_sd(metric: dict[str, Any]) -> str:
-    """`83.2 ± 0.4`; the spread only where several runs were measured."""
+def mean_and_sd(metric: dict[str, Any], form: str = "") -> str:
+    """`83.2 ± 0.4`; the spread only where several runs were measured. `form`: the mean's format."""
     sd, text = metric.get("sd"), number(metric["value"], metric.get("unit", ""))
+    text = f"{metric['value']:{form}}" if form else text
     if sd is None or (metric.get("n") or 1) < 2:
         return text
     spread = f"{sd:.1e}" if "e" in text else f"{sd:,.{len(text.partition('.')[2])}f}"

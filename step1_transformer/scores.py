@@ -1,5 +1,6 @@
 """How good translations are: BLEU and chrF by sacreBLEU, over several seeds, as tables."""
 
+from common.report import mean_and_sd
 from common.runs import metric
 
 UNITS = {"tokens_per_second": "tokens/s", "nll": "nats", "accuracy": "%"}
@@ -46,11 +47,11 @@ def table(metrics: dict[str, dict], title: str) -> str:
     lines = [f"{title:28}" + "".join(f"{head:>16}" for head in (*COLUMNS.values(), "tokens/s"))]
     for prefix, label in RUNGS.items():
         if f"{prefix}bleu" in metrics:
-            line = "".join(f"{_cell(metrics[prefix + name]):>16}" for name in COLUMNS)
+            line = "".join(f"{mean_and_sd(metrics[prefix + name], '.2f'):>16}" for name in COLUMNS)
             if speed := metrics.get(f"{prefix}tokens_per_second"):
                 line += f"{speed['value']:16,.0f}"
             lines.append(f"{label:28}{line}")
-    lines.append(f"{'perplexity of a token':28}{_cell(metrics['perplexity']):>16}")
+    lines.append(f"{'perplexity of a token':28}{mean_and_sd(metrics['perplexity'], '.2f'):>16}")
     return "\n".join(lines)
 
 
@@ -58,8 +59,3 @@ def samples(sources: list[str], written: list[str], references: list[str]) -> li
     """A paragraph for each sentence: source, ours and reference."""
     rows = zip(sources, written, references, strict=True)
     return [f"source     {s}\nours       {w}\nreference  {r}\n" for s, w, r in rows]
-
-
-def _cell(entry: dict) -> str:
-    spread = "" if entry["sd"] is None else f" ± {entry['sd']:.2f}"
-    return f"{entry['value']:.2f}{spread}"

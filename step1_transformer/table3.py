@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from common import report
+from common.report import mean_and_sd
 from common.runs import metric, words
 
 BASE = dict(positions="sinusoidal", label_smoothing=0.1, n_heads=8, norm="post")
@@ -61,18 +62,13 @@ def table(metrics: dict, differences: dict, paper: dict, split: str) -> str:
     for name, entries in metrics.items():
         line = f"{words(name):20}"
         for score in SCORES:
-            line += f"{_cell(entries[prefix + score]):>16}"
+            line += f"{mean_and_sd(entries[prefix + score], '.2f'):>16}"
             ours = differences[name][prefix + score] if name in differences else None
-            line += f"{_cell(ours, '+') if ours else '':>16}"
+            line += f"{mean_and_sd(ours, '+.2f') if ours else '':>16}"
             theirs = paper.get(name, {}).get(score)
             line += f"{'' if theirs is None else f'{theirs:+.2f}':>8}"
         lines.append(line)
     return "\n".join(lines)
-
-
-def _cell(entry: dict, sign: str = "") -> str:
-    spread = "" if entry["sd"] is None else f" ± {entry['sd']:.2f}"
-    return f"{entry['value']:{sign}.2f}{spread}"
 
 
 def plot(metrics: dict, paper: dict, path: Path) -> None:

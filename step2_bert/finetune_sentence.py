@@ -8,10 +8,9 @@ python step2_bert/finetune_sentence.py --model DIR --data reviews.tsv     column
 import dataclasses
 from dataclasses import dataclass
 
-import numpy as np
-
 from common import batching, cli, data, engine, runs, subruns
 from common.cli import UserError
+from common.report import mean_and_sd
 from common.runs import metric
 from step2_bert.checkpoint import locate
 from step2_bert.classification import Encoded, baselines, losses, score, sentences
@@ -112,14 +111,12 @@ def main(config: Config) -> None:
         if main_process:
             runs.say(f"seed {seed}: test accuracy {scores[-1]:.2f} %")
 
-    sd = float(np.std(scores, ddof=1)) if len(scores) > 1 else None
-    metrics = {"accuracy": metric(float(np.mean(scores)), sd=sd, n=len(scores), unit="%")}
+    metrics = {"accuracy": metric(scores, unit="%")}
     metrics |= {f"{name}_accuracy": metric(v, unit="%") for name, v in baseline.items()}
     if main_process:
         bert = f"BERT, {start} weights, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
-        spread = f" ± {sd:.2f}" if sd is not None else ""
         print(f"\naccuracy on {len(test_rows):,} test sentences, %")
-        print(f"  {bert:36}{np.mean(scores):6.2f}{spread}")
+        print(f"  {bert:36}{mean_and_sd(metrics['accuracy'], '6.2f')}")
         print(f"  {'logistic regression on words':36}{baseline['bag_of_words']:6.2f}")
         print(f"  {'always the commonest class':36}{baseline['majority_class']:6.2f}\n")
     whole.result(

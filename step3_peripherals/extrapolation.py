@@ -4,6 +4,7 @@ import statistics
 from pathlib import Path
 
 from common import report
+from common.report import mean_and_sd
 from common.runs import metric
 from step3_peripherals.positions import SCHEMES
 
@@ -73,7 +74,7 @@ def paper_table(paper: dict[tuple[str, int], dict[int, float]]) -> str:
 def _cell(entry: dict | None) -> str:
     if entry is None:
         return "no such position"
-    return f"{entry['value']:.2f}" + (f" ± {entry['sd']:.2f}" if entry["sd"] is not None else "")
+    return mean_and_sd(entry, ".2f")
 
 
 def plot(

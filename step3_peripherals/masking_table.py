@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from common import report
+from common.report import mean_and_sd
 from common.runs import metric
 from step3_peripherals.masking import Masking
 
@@ -107,9 +108,7 @@ def target(differences: Entries) -> str:
 
 
 def _cell(entry: dict, sign: str = "") -> str:
-    digits = 1 if entry["unit"] == "%" else 3
-    spread = "" if entry["sd"] is None else f" ± {entry['sd']:.{digits}f}"
-    return f"{entry['value']:{sign}.{digits}f}{spread}"
+    return mean_and_sd(entry, f"{sign}.{1 if entry['unit'] == '%' else 3}f")
 
 
 def plot(metrics: Entries, differences: Entries, paper: dict[str, float], path: Path) -> None:

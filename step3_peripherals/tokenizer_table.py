@@ -9,6 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from common.report import mean_and_sd
 from common.runs import metric
 
 Facts = dict[tuple[str, int], dict[str, Any]]
@@ -75,10 +76,9 @@ def lm_table(scores: Scores) -> str:
     lines = [f"{'':25}" + "".join(f"{head:>18}" for head in heads)]
     for (name, what), several in scores.items():
         entry = _bits(several)
-        spread = f" ± {entry['sd']:.4f}" if entry["sd"] is not None else ""
         mean = {n: statistics.mean(one[n] for one in several) for n in several[0]}
         cells = (
-            f"{entry['value']:.4f}{spread}",
+            mean_and_sd(entry, ".4f"),
             f"{mean['lost_bits_per_byte']:.4f}",
             f"{mean['tokens']:,.0f}",
             f"{mean['bytes'] / 1e6:.2f}",

@@ -18,6 +18,7 @@ from typing import Any
 
 from common import cli, runs
 from common.cli import UserError
+from common.report import mean_and_sd
 from common.runs import metric
 from step1_transformer import resuming
 from step4_finetune_glue import classifier, race, tasks
@@ -65,10 +66,9 @@ def main(config: race.Config) -> None:
           f"{config.epochs} epochs, batch {config.batch_size}")  # fmt: skip
     print(f"{'system':14} {'s/epoch':>8} {'speed':>7} {'memory':>9}  dev {first}, %")
     for name, row in rows.items():
-        score = row["score"]
-        spread = "" if score["sd"] is None else f" ± {score['sd']:.2f}"
+        score = mean_and_sd(row["score"], ".2f")
         print(f"{name:14} {row['seconds']['value']:8.1f} {row['speed']['value']:6.2f}x "
-              f"{row['memory']['value']:6,.0f} MB  {score['value']:.2f}{spread}")  # fmt: skip
+              f"{row['memory']['value']:6,.0f} MB  {score}")  # fmt: skip
     print(f"speed: seconds an epoch of {BASELINE} over those of the system, in the same turn")
     if config.preset == "cpu":
         speed, *scores = (rows[name][kind]["value"] for name, kind in COMPARED)

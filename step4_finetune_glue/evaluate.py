@@ -18,7 +18,7 @@ from pathlib import Path
 
 from common import cli, runs
 from common.cli import UserError
-from common.report import slug
+from common.report import mean_and_sd, slug
 from common.runs import metric
 from step4_finetune_glue import baselines, figures, glue_table, scoring, submission, tasks
 from step4_finetune_glue.glue_table import System, Table
@@ -159,10 +159,9 @@ def report(run, scored: dict[str, Scored], base: dict, config: Config, whole: Pa
     pool = ", trained on a small pool or part (low-resource)" * run.low_resource
     print(f"\n{run.system} on {first.rows.told()}, {n} seed{'s' * (n > 1)}{pool}")
     for name, entry in measured.items():
-        spread = f" ± {entry['sd']:.2f}" if entry["sd"] is not None else ""
         others = [f"{k.replace('_', ' ')} {v[name]:.2f}" for k, v in base.items() if name in v]
         others += [f"ensemble {together[name]:.2f}"] if n > 1 else []
-        print(f"  {name:20}{entry['value']:6.2f}{spread:8}  ({', '.join(others)})")
+        print(f"  {name:20}{mean_and_sd(entry, '6.2f'):14}  ({', '.join(others)})")
     for name in (name for name in more if name.startswith("AX_")):
         print(f"  {name.replace('_', ' '):20}{more[name]['value']:6.2f}")
     print(f"  collapsed seeds     {first.collapsed} of {n}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from common import cli, runs, subruns
+from common.report import mean_and_sd
 from common.runs import metric
 from step1_transformer import resuming
 from step4_finetune_glue import spread, tasks, trainings
@@ -98,11 +99,10 @@ def main(config: Config) -> None:
     print(f"\n{task.name}, {config.model}, {config.epochs} epochs: {ranks_by} on dev, %")
     print(spread.table(scores, config.batch_sizes, config.learning_rates))
     print(f"whole grid: {', '.join(f'{k} {v:.2f}' for k, v in told.items())}")
-    after = f"{score['value']:.2f}" + (f" ± {score['sd']:.2f}" if score["sd"] is not None else "")
     ties = list(scores.values()).count(scores[best]) - 1
     also = f", as {ties} other{'s' * (ties > 1)}; this is the first of them" * bool(ties)
     print(f"best cell: batch {best[0]}, learning rate {best[1]:g}: {scores[best]:.2f}{also}")
-    print(f"the same with {len(seeds)} fresh seeds: {after}\n")
+    print(f"the same with {len(seeds)} fresh seeds: {mean_and_sd(score, '.2f')}\n")
     title = f"{task.name}, {config.model}: {ranks_by}, %"
     spread.plot(scores, config.batch_sizes, config.learning_rates, honest, title, run.path)
     every = [*results.values(), *fresh]

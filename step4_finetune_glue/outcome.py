@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common import engine
+from common.report import mean_and_sd
 from common.runs import metric
 from step4_finetune_glue import metrics, prediction
 from step4_finetune_glue.tasks import Task
@@ -58,9 +59,8 @@ def told(found: dict[str, Any]) -> str:
     """Mean ± sd of every metric, a line each, then the seeds that learned nothing."""
     lines = []
     for name, value in found["metrics"].items():
-        spread = "" if value["sd"] is None else f" ± {value['sd']:.2f}"
         each = " ".join(f"{v:.1f}" for v in found["scores_per_seed"][name])
-        lines.append(f"  {name:20} {value['value']:6.2f}{spread:8}  seeds: {each}")
+        lines.append(f"  {name:20} {mean_and_sd(value, '6.2f'):14}  seeds: {each}")
     n = len(found["seconds_per_seed"])
     if found["collapsed"]:
         lines.append(f"  {found['collapsed']} of {n} seeds collapsed: one answer for every row")

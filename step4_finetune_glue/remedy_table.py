@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.report import mean_and_sd
 from common.runs import metric
 
 
@@ -64,15 +65,14 @@ def rows(found: Found, metrics: dict, differences: dict) -> list[list[str]]:
         values = _values(results, first)
         collapsed = sum(one["collapsed"] for one in results)
         apart = differences.get(name, {})
-        cells = [text for s in scores for text in (_mean(metrics[name][s]), _apart(apart.get(s)))]
+        cells = [
+            text
+            for s in scores
+            for text in (mean_and_sd(metrics[name][s], ".1f"), _apart(apart.get(s)))
+        ]
         spread = f"{min(values):.1f} to {max(values):.1f}"
         lines.append([title_of(name), *cells, spread, f"{collapsed} of {len(results)}"])
     return lines
-
-
-def _mean(entry: dict) -> str:
-    spread = "" if entry["sd"] is None else f" ± {entry['sd']:.1f}"
-    return f"{entry['value']:.1f}{spread}"
 
 
 def _apart(entry: dict | None) -> str:
