@@ -13,16 +13,17 @@ Target of the cpu preset: a model that was trained on random tokens alone, never
 than the base by 0.1 nats or more where all are scored alike, at 80/10/10.
 """
 
-import dataclasses
 from dataclasses import dataclass
 
-from common import cli, data, report, runs, subruns
+from common import cli, data, report, runs
 from common.cli import UserError
 from common.runs import metric
 from step1_transformer import resuming
-from step3_peripherals import masking_table
-from step3_peripherals.masking_study import Study, StudyConfig
-from step3_peripherals.masking_table import BASE, VARIANTS
+from step3_peripherals import masking_table, paired
+from step3_peripherals.bert_study import StudyConfig, effort, train_all
+from step3_peripherals.masking_study import MaskingStudy
+from step3_peripherals.masking_table import SCORES, VARIANTS
+from step3_peripherals.paired import BASE
 
 
 @dataclass
@@ -62,34 +63,18 @@ def main(config: Config) -> None:
         return
     if config.max_steps is None or config.max_minutes:
         raise UserError("--max-minutes would train some masks longer than others: give --max-steps")
-    study = Study(config)
+    study = MaskingStudy(config)
     data.record(run.path, study.train.source)
 
-    # Train. Seeds outside: all that was begun can be compared when time is up early
+    # Train
     names = list(dict.fromkeys((BASE, *config.variants)))
-    seeds = range(config.seed, config.seed + config.seeds)
-    found, totals, trained = {name: [] for name in names}, dict(tokens=0, seconds=0.0), []
-    budget = subruns.Slice(config.slice_minutes)
-    for seed in seeds:
-        for name in names:
-            folder = run.path / name / f"seed-{seed}"
-            settings = dict(seed=seed, seeds=1, variants=(name,), out=str(folder), resume=True)
-            one = dataclasses.replace(config, **settings, slice_minutes=budget.left())
-            try:
-                kept = study.scores(one, VARIANTS[name])
-            except cli.Interrupted as stop:  # it tells how to go on with this training alone
-                told = f"stopped in {folder}; go on with:\n{cli.resume_command(run.path)}"
-                raise cli.Interrupted(stop.signum, told) from None
-            found[name].append(kept["scores"])
-            trained.append(kept)
-            totals = {part: total + kept[part] for part, total in totals.items()}
-            told = ", ".join(f"{score} {value:.3f}" for score, value in kept["scores"].items())
-            runs.say(f"{name} seed {seed}: {told}")
+    found, trained = train_all(run, config, study, {name: VARIANTS[name] for name in names})
 
     # Compare
-    metrics, differences = masking_table.summary(found)
+    metrics, differences = paired.summary(found, SCORES)
     paper = masking_table.reported()
-    rows, note = masking_table.rows(metrics, differences, paper), masking_table.note(metrics)
+    rows = paired.rows(metrics, differences, SCORES, paper, masking_table.title_of)
+    note = paired.note(metrics, SCORES)
     print(f"\n{report.columns(rows)}\n{note}")
     baseline = {k: metric(v, unit="%") for k, v in study.baseline.items()}
     for name, entry in baseline.items():
@@ -114,10 +99,8 @@ def main(config: Config) -> None:
         paper=paper,
         compare_to=[],
         model={"name": f"BERT-{config.size}", "parameters": study.parameters},
-        tokens=totals["tokens"],
-        seconds=round(totals["seconds"], 1),
-        tokens_per_second=round(totals["tokens"] / max(totals["seconds"], 1e-9)),
-        seeds=list(seeds),
+        **effort(trained),
+        seeds=list(range(config.seed, config.seed + config.seeds)),
         config=cli.as_dict(config),
     )
 

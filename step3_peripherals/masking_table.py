@@ -3,11 +3,9 @@
 from pathlib import Path
 
 from common import report
-from common.report import mean_and_sd
-from common.runs import metric
 from step3_peripherals.masking import Masking
+from step3_peripherals.paired import BASE, Entries
 
-BASE = "base"
 VARIANTS = {
     BASE: Masking(),  # single tokens, 15 %, 80/10/10
     "rate_30": Masking(rate=0.30),
@@ -42,7 +40,6 @@ SCORES = {  # name: (title, unit, higher is better)
     "accuracy": ("downstream accuracy", "%", True),
 }
 TARGET = 0.1  # nats more, at least, for a model that saw neither [MASK] nor unchanged tokens
-Entries = dict[str, dict[str, dict]]
 
 
 def title_of(name: str) -> str:
@@ -63,41 +60,6 @@ def reported(path: Path = REPORTED) -> dict[str, float]:
     }
 
 
-def summary(found: dict[str, list[dict[str, float]]]) -> tuple[Entries, Entries]:
-    """From each variant's scores, a dict a seed: mean and sd over the seeds, of the score and of
-    its difference to the base with the same seed, which saw the same batches."""
-    metrics, differences = {}, {}
-    for name, scores in found.items():
-        pairs = list(zip(scores, found[BASE], strict=True))
-        metrics[name], differences[name] = {}, {}
-        for score, (_, unit, better) in SCORES.items():
-            if score in scores[0]:
-                kind = dict(unit=unit, higher_is_better=better)
-                metrics[name][score] = metric([one[score] for one in scores], **kind)
-                apart = [one[score] - base[score] for one, base in pairs]
-                differences[name][score] = metric(apart, **kind)
-    return metrics, differences
-
-
-def rows(metrics: Entries, differences: Entries, paper: dict[str, float]) -> list[list[str]]:
-    """The table, heads first: a variant a line, its scores, and the difference to the base in the
-    last of them, ours and the paper's."""
-    scores = list(metrics[BASE])
-    n = metrics[BASE][scores[0]]["n"]
-    lines = [[f"n = {n}", *(SCORES[score][0] for score in scores), "difference", "paper, MNLI"]]
-    for name, entries in metrics.items():
-        apart = "" if name == BASE else _cell(differences[name][scores[-1]], "+")
-        told = f"{paper[name]:+.1f}" if name in paper else ""
-        lines.append([title_of(name), *(_cell(entries[score]) for score in scores), apart, told])
-    return lines
-
-
-def note(metrics: Entries) -> str:
-    """What the difference is."""
-    last = SCORES[list(metrics[BASE])[-1]][0]
-    return f"difference: {last} less that of the first line, seed by seed"
-
-
 def target(differences: Entries) -> str:
     """What the cpu preset is to show, and whether it did."""
     if "mix_0_0_100" not in differences:
@@ -105,10 +67,6 @@ def target(differences: Entries) -> str:
     worse = differences["mix_0_0_100"]["mlm_loss"]["value"]
     told = f"trained on random tokens alone, a model is worse at 80/10/10, by {worse:.2f} nats"
     return f"target {'reached' if worse >= TARGET else 'missed'}: {told} (>= {TARGET})"
-
-
-def _cell(entry: dict, sign: str = "") -> str:
-    return mean_and_sd(entry, f"{sign}.{1 if entry['unit'] == '%' else 3}f")
 
 
 def plot(metrics: Entries, differences: Entries, paper: dict[str, float], path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.report import mean_and_sd
-from common.runs import metric
+from step3_peripherals import paired
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,12 @@ def title_of(name: str) -> str:
 
 def summary(found: Found, scores: tuple[str, ...]) -> tuple[dict, dict]:
     """Mean and sd over the seeds of every score, and of its difference to the base's same seed."""
-    metrics, differences = {}, {}
-    for name in found:
-        metrics[name], differences[name] = {}, {}
-        for score in scores:
-            own, base = (_values(found[which], score) for which in (name, "base"))
-            metrics[name][score] = metric(own, unit="%")
-            apart = [one - other for one, other in zip(own, base, strict=True)]
-            differences[name][score] = metric(apart, unit="%")
-    del differences["base"]
-    return metrics, differences
+    kinds = {score: (score, "%", True) for score in scores}
+    values = {
+        name: [{score: one["metrics"][score]["value"] for score in scores} for one in results]
+        for name, results in found.items()
+    }
+    return paired.summary(values, kinds)
 
 
 def _values(results: list[dict], score: str) -> list[float]:

@@ -13,9 +13,10 @@ from step2_bert.masking import Vocabulary
 from step2_bert.samples import Samples
 from step2_bert.shards import PrepareOptions
 from step2_bert.tokenizer import load_tokenizer
-from step3_peripherals import compare_masking, masking_study, masking_table
+from step3_peripherals import bert_study, compare_masking, masking_study, masking_table, paired
 from step3_peripherals.masking import Masking
-from step3_peripherals.masking_table import BASE, VARIANTS
+from step3_peripherals.masking_table import VARIANTS, title_of
+from step3_peripherals.paired import BASE
 from tests import scripts
 
 
@@ -111,13 +112,13 @@ def test_a_comparison_that_is_stopped_or_extended_keeps_its_scores(data, tmp_pat
 
 def test_a_slice_is_for_pretraining_and_fine_tuning_together(data, reviews, monkeypatch):
     left = []
-    real = masking_study.engine.train
+    real = bert_study.engine.train
 
     def noted(model, *, config, **parts):
         left.append(config.slice_minutes)
         return real(model, config=config, **parts)
 
-    monkeypatch.setattr(masking_study.engine, "train", noted)
+    monkeypatch.setattr(bert_study.engine, "train", noted)
     monkeypatch.setattr(masking_table, "plot", lambda *parts: None)
     flags = ["--data", data, "--downstream", reviews, "--epochs", 1, "--variants", BASE]
     assert call(*flags, "--slice-minutes", 60) == 0
@@ -175,7 +176,7 @@ def test_heldout_masks_are_fixed_and_those_of_the_name(data):
 def test_differences_are_taken_seed_by_seed():
     found = {BASE: [{"accuracy": 60.0}, {"accuracy": 70.0}]}
     found["span"] = [{"accuracy": 61.0}, {"accuracy": 72.0}]
-    metrics, differences = masking_table.summary(found)
+    metrics, differences = paired.summary(found, masking_table.SCORES)
     assert metrics["span"]["accuracy"]["value"] == 66.5
     assert differences["span"]["accuracy"]["value"] == 1.5
     assert differences["span"]["accuracy"]["sd"] == pytest.approx(0.5**0.5)
@@ -183,7 +184,7 @@ def test_differences_are_taken_seed_by_seed():
     for worse, told in ((0.2, "reached"), (0.05, "missed")):
         entries = {"mix_0_0_100": {"mlm_loss": {"value": worse}}}
         assert masking_table.target(entries).startswith(f"target {told}: ")
-    rows = masking_table.rows(metrics, differences, {"span": -0.25})
+    rows = paired.rows(metrics, differences, masking_table.SCORES, {"span": -0.25}, title_of)
     assert rows[2] == ["spans", "66.5 ± 7.8", "+1.5 ± 0.7", "-0.2"]
     lines = report.columns(rows).splitlines()
     assert lines[2].split() == ["spans", "66.5", "±", "7.8", "+1.5", "±", "0.7", "-0.2"]
