@@ -103,7 +103,8 @@ def prepare(
 # --- documents and chunks ------------------------------------------------------------------------
 
 
-def _documents(source: data.Source, options: PrepareOptions, counts=None) -> Iterator[list[str]]:
+def documents(source: data.Source, options: PrepareOptions, counts=None) -> Iterator[list[str]]:
+    """The documents that the options leave in, each a list of paragraphs."""
     skipped = data.Skipped()
     excluded = 0
     found = data.documents(source, skip_bad_lines=options.skip_bad_lines, skipped=skipped)
@@ -120,7 +121,7 @@ def _survey(source: data.Source, options: PrepareOptions, progress: bool) -> dic
     """One pass over the text: what the plan must know before the first chunk."""
     counts = {"documents": 0, "characters": 0}
     with runs.progress(None, desc="reading", unit=" documents", disable=not progress) as bar:
-        for document in _documents(source, options, counts):
+        for document in documents(source, options, counts):
             counts["documents"] += 1
             counts["characters"] += sum(map(len, document))
             bar.update()
@@ -187,7 +188,7 @@ class _TrainingText:
     def __iter__(self) -> Iterator[str]:
         n_train = self.plan["documents"] - self.plan["heldout_documents"]
         characters = 0
-        for document in islice(_documents(self.source, self.options), n_train):
+        for document in islice(documents(self.source, self.options), n_train):
             yield from document
             characters += sum(map(len, document))
             if characters > TOKENIZER_CHARACTERS:
@@ -265,7 +266,7 @@ def _run(
     names: deque[tuple[str, str]] = deque()
 
     def noted() -> Iterator[Chunk]:
-        for chunk in _chunks(_documents(source, options), plan, out):
+        for chunk in _chunks(documents(source, options), plan, out):
             names.append((chunk.split, chunk.file.name))
             yield chunk
 
@@ -296,7 +297,7 @@ def _throughput(
     On the same few million characters in memory, on the same number of cores, the best of two.
     """
     texts, characters = [], 0
-    for document in _documents(source, options):
+    for document in documents(source, options):
         texts.append(document)
         characters += sum(map(len, document))
         if characters > THROUGHPUT_CHARACTERS and len(texts) > 1:

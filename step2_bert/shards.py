@@ -110,7 +110,7 @@ def start_worker(tokenizer_dir: Path, options: PrepareOptions) -> None:
 def do_chunk(chunk: Chunk) -> dict:
     """Write the shard of one chunk; return its counts, which are also in the shard's header."""
     options, tokenizer = _STATE["options"], _STATE["tokenizer"]
-    tokens, sentences, documents, numbers = _encode(chunk.documents, tokenizer)
+    tokens, sentences, documents, numbers = encode(chunk.documents, tokenizer)
     if chunk.split == "heldout":
         options = replace(options, duplication=1, dynamic_masking=False)
     limit = options.max_seq_len - (3 if options.nsp else 2)
@@ -156,7 +156,7 @@ def do_chunk(chunk: Chunk) -> dict:
     return counts
 
 
-def _encode(texts: list[list[str]], tokenizer):
+def encode(texts: list[list[str]], tokenizer):
     """Split and tokenise documents.
 
     Returns the flat tokens, where sentences start in them, where documents start in the sentences

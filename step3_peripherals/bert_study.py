@@ -48,10 +48,12 @@ class StudyConfig(engine.TrainConfig):
 class Study:
     """What all trainings share: the text, the labelled sentences, the processes."""
 
+    nsp = False  # whether the text is prepared as pairs
+
     def __init__(self, config: StudyConfig):
         if config.downstream:  # before the work of preparing, in case they are not there
             rows = classification.sentences(config.downstream)
-        folder = prepared(config)
+        folder = prepared(config, self.nsp)
         self.accelerator = engine.accelerator(config)
         self.train, self.heldout = Samples.open(folder, "train"), Samples.open(folder, "heldout")
         tokenizer = load_tokenizer(self.train.tokenizer_dir)
@@ -171,7 +173,7 @@ def effort(trained: Iterable[dict]) -> dict[str, float]:
     return {"tokens": tokens, "seconds": round(seconds, 1), "tokens_per_second": speed}
 
 
-def prepared(config: StudyConfig) -> Path:
+def prepared(config: StudyConfig, nsp: bool) -> Path:
     """The directory `--data` names, prepared first unless it is one already."""
     folder = Path(config.data)
     if (folder / "manifest.json").exists():
@@ -180,7 +182,7 @@ def prepared(config: StudyConfig) -> Path:
         data=config.data,
         vocab_size=config.vocab_size,
         max_seq_len=config.max_seq_len,
-        nsp=False,
+        nsp=nsp,
         heldout_fraction=0.02,
         max_documents=60 if config.preset == "smoke" else None,
     )

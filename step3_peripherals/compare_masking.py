@@ -72,7 +72,7 @@ def main(config: Config) -> None:
 
     # Compare
     metrics, differences = paired.summary(found, SCORES)
-    paper = masking_table.reported()
+    paper = paired.reported(masking_table.PAPER)
     rows = paired.rows(metrics, differences, SCORES, paper, masking_table.title_of)
     note = paired.note(metrics, SCORES)
     print(f"\n{report.columns(rows)}\n{note}")

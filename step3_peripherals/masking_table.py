@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from common import report
 from step3_peripherals.masking import Masking
 from step3_peripherals.paired import BASE, Entries
 
@@ -31,7 +30,6 @@ PAPER |= {
     for name in MIXES[1:]
 }
 PAPER["whole_word"] = ("bert-large-whole-word-mnli", "bert-large-original-mnli")
-REPORTED = Path(__file__).resolve().parents[1] / "notes" / "reported_numbers.csv"
 
 SCORES = {  # name: (title, unit, higher is better)
     "mlm_loss": ("MLM loss, 80/10/10", "nats", False),
@@ -48,16 +46,6 @@ def title_of(name: str) -> str:
     plain = {BASE: "15 %, 80/10/10, tokens", "ngram": "n-grams", "span": "spans"}
     plain["whole_word"] = "whole words"
     return plain.get(name) or (f"{rest} %" if kind == "rate" else rest.replace("_", "/"))
-
-
-def reported(path: Path = REPORTED) -> dict[str, float]:
-    """How far each variant is from its base in its paper: accuracy on MNLI, in points."""
-    rows = {name: float(row["value"]) for name, row in report.load_reported(path).items()}
-    return {
-        name: round(rows[here] - rows[base], 2)
-        for name, (here, base) in PAPER.items()
-        if here in rows and base in rows
-    }
 
 
 def target(differences: Entries) -> str:

@@ -2,11 +2,14 @@
 no part of the difference."""
 
 from collections.abc import Callable
+from pathlib import Path
 
+from common import report
 from common.report import mean_and_sd
 from common.runs import metric
 
 BASE = "base"
+REPORTED = Path(__file__).resolve().parents[1] / "notes" / "reported_numbers.csv"
 Kinds = dict[str, tuple[str, str, bool]]  # of each score: title, unit, whether higher is better
 Entries = dict[str, dict[str, dict]]  # of each variant, by score: a metric as results state it
 
@@ -27,6 +30,17 @@ def summary(found: dict[str, list[dict[str, float]]], kinds: Kinds) -> tuple[Ent
                     differences[name][score] = metric(apart, **kind)
     del differences[BASE]
     return metrics, differences
+
+
+def reported(pairs: dict[str, tuple[str, str]], path: Path = REPORTED) -> dict[str, float]:
+    """How far variants are from their bases in their papers, in points: `pairs` are ids of
+    reported_numbers.csv, of the variant and of its base. Where one is missing, nothing."""
+    values = {name: float(row["value"]) for name, row in report.load_reported(path).items()}
+    return {
+        name: round(values[here] - values[base], 2)
+        for name, (here, base) in pairs.items()
+        if here in values and base in values
+    }
 
 
 def rows(
@@ -59,3 +73,45 @@ def _cell(entry: dict | None, sign: str = "") -> str:
     if entry is None:
         return ""
     return mean_and_sd(entry, f"{sign}.{1 if entry['unit'] == '%' else 3}f")
+
+
+def plot(
+    metrics: Entries,
+    kinds: Kinds,
+    paper: dict[str, float],
+    title_of: Callable[[str], str],
+    path: Path,
+) -> None:
+    """One panel a score: a dot with its sd for each variant; in that of the downstream accuracy,
+    where the paper's difference to the base would put it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    scores = [score for score in kinds if any(score in entries for entries in metrics.values())]
+    size = (2 + 2.6 * len(scores), 1.2 + 0.35 * len(metrics))
+    figure, axes = plt.subplots(1, len(scores), figsize=size, sharey=True, squeeze=False)
+    places = {name: place for place, name in enumerate(metrics)}
+    for axis, score in zip(axes[0], scores, strict=True):
+        shown = {name: entries[score] for name, entries in metrics.items() if score in entries}
+        axis.errorbar(
+            [entry["value"] for entry in shown.values()],
+            [places[name] for name in shown],
+            xerr=[entry["sd"] or 0 for entry in shown.values()],
+            fmt="o", capsize=3, label=f"ours, n = {metrics[BASE][scores[0]]['n']}",
+        )  # fmt: skip
+        if score == "accuracy":
+            start = metrics[BASE][score]["value"]
+            told = {name: start + apart for name, apart in paper.items() if name in places}
+            style = dict(mfc="none", label="base + paper's difference on MNLI")
+            axis.plot(told.values(), [places[name] for name in told], "d", **style)
+            axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+        title, unit, _ = kinds[score]
+        axis.set(title=title, xlabel=unit)
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_yticks(list(places.values()), [title_of(name) for name in places])
+    axes[0, 0].invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

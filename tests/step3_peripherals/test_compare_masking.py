@@ -197,7 +197,7 @@ def test_published_differences_come_from_the_reported_numbers(tmp_path):
     rows += [("bert-mask-80-10-10-mnli", 84.2), ("bert-mask-0-0-100-mnli", 83.6)]
     lines = [f"{name},BERT,accuracy,{value},%,Table 8" for name, value in rows]
     file.write_text("\n".join(["id,system,metric,value,unit,source_locator", *lines]))
-    assert masking_table.reported(file) == {"rate_40": 0.3, "mix_0_0_100": -0.6}
+    assert paired.reported(masking_table.PAPER, file) == {"rate_40": 0.3, "mix_0_0_100": -0.6}
 
 
 def test_variants_are_what_they_are_called():
