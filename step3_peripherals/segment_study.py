@@ -119,7 +119,7 @@ def masked_batch(
 ) -> engine.Batch:
     """The samples `rows` (B,), masked, in rows as long as the longest of them, as
     `step2_bert.samples.Samples.batch` lays them out. Without a `question` no pair is asked."""
-    lengths = samples.lengths[rows]
+    lengths = samples.offsets[rows + 1] - samples.offsets[rows]
     column = np.arange(lengths.max())
     present = column < lengths[:, None]
     place = np.where(present, samples.offsets[rows, None] + column, 0)
