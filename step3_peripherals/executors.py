@@ -83,6 +83,13 @@ def launch_slurm(stages: Sequence[Stage], out: Path, workers: int, **options) ->
     return True
 
 
+def slurm_seconds(out: Path) -> float:
+    """From the first submission to the last finished task, with the waiting in between."""
+    sent = [file.stat().st_mtime for file in (out / LOGS).glob("*/launch_script.slurm")]
+    done = [file.stat().st_mtime for file in (out / LOGS).glob("*/completions/*")]
+    return max(done) - min(sent) if sent and done else 0.0
+
+
 def run_ray(stages: Sequence[Stage], out: Path, workers: int, done=lambda stage: None) -> None:
     """Run one stage after the other on the Ray cluster of RAY_ADDRESS, or else of this machine.
 

@@ -140,7 +140,7 @@ def process(config: Config, run: runs.Run) -> None:
     runs.write_json(out / "examples.json", shown)
 
     read, written = found["1-read/deal"]["total"], found["5-write/write"]["total"]
-    seconds = sum(event["seconds"] for event in run.metrics())
+    seconds = sum(event["seconds"] for event in run.metrics()) or executors.slurm_seconds(out)
     metrics = {
         "documents_kept": metric(100 * written / read, n=read, unit="%", higher_is_better=None)
     }

@@ -322,6 +322,8 @@ def test_slurm_runs_the_same_blocks(reviews, tmp_path, monkeypatch):
     assert executors.launch_slurm(found, tmp_path / "slurm", 2, **limits)
     in_process(stages(reviews / "a.txt", tmp_path / "here", **options))
     assert contents(tmp_path / "slurm" / "shards") == contents(tmp_path / "here" / "shards")
+    assert 0 < executors.slurm_seconds(tmp_path / "slurm") < 600
+    assert executors.slurm_seconds(tmp_path / "here") == 0
     log = (tmp_path / "log").read_text()
     for stage in found:
         assert f"--job-name=gym-{stage.name}" in log
