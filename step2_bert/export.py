@@ -27,6 +27,9 @@ class Config:
     """Directory to write."""
     before: tuple[str, ...] = ()
     """Runs that this one went on from, in order, to be told in the card; they may be unfinished."""
+    scores: str = ""
+    """Run of evaluate.py with this model, whose scores the card shows, where the run's own are of
+    masks that nobody else uses; default: the run's own."""
 
 
 def main(config: Config) -> None:
@@ -34,7 +37,10 @@ def main(config: Config) -> None:
         raise UserError("--out: say where to write the model")
     stages = [stage(Path(run)) for run in (*config.before, config.run)]
     out, last = Path(config.out), Path(config.run) / "model"
-    result = read(Path(config.run) / "result.json")
+    result = read(Path(config.scores or config.run) / "result.json")
+    scored = result["model"]["name"] if config.scores else str(last)
+    if Path(scored) != last:
+        raise UserError(f"--scores {config.scores} is of {scored}, not of {last}")
     model = BertForPreTraining.load(last)
     model.save(out, last, dtype=torch.bfloat16)
     write_text(out / "README.md", card(out.name, model, stages, result))
@@ -98,7 +104,7 @@ Open it with `transformers.AutoModelForPreTraining.from_pretrained(...)`, or her
 
 ## Scores
 
-On the {last["split"]} split of {last["dataset"]}, before rounding to bf16:
+On the {last["split"]} split of {last["dataset"]}, before rounding to bf16, by `{last["command"]}`:
 
 | metric | value |
 | --- | --- |

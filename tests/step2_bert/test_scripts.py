@@ -631,3 +631,33 @@ def test_labels_that_cannot_be_learnt(rows, told, trained, tmp_path, fails):
 def test_a_directory_that_was_not_prepared(script, trained, tmp_path, fails):
     flags = ["--preset", "smoke", "--data", tmp_path, "--out", tmp_path / "run"]
     assert "prepare.py" in fails(script, *flags)
+
+
+# -- export ----------------------------------------------------------------------------------
+
+
+def test_a_kept_model_is_bf16_with_a_card_of_its_runs(data, trained, tmp_path, fails, capfd):
+    assert (
+        call("evaluate", "--model", trained / "model", "--data", data, "--out", tmp_path / "e") == 0
+    )
+    flags = ["--run", trained, "--before", trained, "--out", tmp_path / "kept"]
+    assert call("export", *flags) == 0
+    own = (tmp_path / "kept" / "README.md").read_text()
+    assert own.count(f"`{result(trained)['command']}`: ") == 2
+    assert f"| {result(trained)['metrics']['mlm_loss']['value']:.3f} |" in own
+    assert "baseline" not in own
+    assert call("export", *flags, "--scores", tmp_path / "e") == 0
+    card = (tmp_path / "kept" / "README.md").read_text()
+    assert result(tmp_path / "e")["command"] in card and "| baseline MLM loss (nats) ↓ |" in card
+    kept = load_file(tmp_path / "kept" / "model.safetensors")
+    assert {value.dtype for value in kept.values()} == {torch.bfloat16}
+    assert torch.equal(
+        BertForPreTraining.load(tmp_path / "kept").nsp.weight,
+        BertForPreTraining.load(trained / "model").nsp.weight.bfloat16().float(),
+    )
+    assert (
+        call("evaluate", "--model", tmp_path / "kept", "--data", data, "--out", tmp_path / "f") == 0
+    )
+    line = fails("export", *flags, "--scores", tmp_path / "f")
+    assert "is of" in line
+    assert "cannot be read" in fails("export", "--run", tmp_path, "--out", tmp_path / "x")
