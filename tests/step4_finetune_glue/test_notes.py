@@ -1,0 +1,34 @@
+"""The table of baselines in the notes is what the code gives on the data."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from common.cli import UserError
+from step4_finetune_glue import baselines, tasks
+
+NOTES = Path(__file__).resolve().parents[2] / "step4_finetune_glue" / "notes.md"
+TABLE = NOTES.read_text().split("| task | majority | bag of words | |")[1].split("\n\n")[0]
+ROW = re.compile(r"^\| ([\w-]+?)(-m)?(?: \(pool\))?(?:, .*?)? \| (.+?) \| (.+?) \| .*\|$", re.M)
+ROWS = {found[1]: (found[3], found[4]) for found in ROW.finditer(TABLE)}
+
+
+def test_every_task_with_training_rows_has_its_baselines():
+    assert set(ROWS) == {name for name, task in tasks.TASKS.items() if task.train_rows}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_baselines(name, monkeypatch):
+    task = tasks.TASKS[name]
+    try:
+        if name != "rt" and not os.environ.get("GYM_DATA"):
+            raise UserError("only in the mirror")
+        train, dev = (tasks.read(task, split, "glue") for split in ("train", task.dev_splits[0]))
+    except UserError as error:
+        pytest.skip(f"needs GYM_DATA: {error}")
+    (scores,) = baselines.score(train, dev)
+    for told, kind in zip(ROWS[name], baselines.NAMES, strict=True):
+        values = [float(value) for value in told.split("/")]
+        assert values == [pytest.approx(scores[kind][metric], abs=0.051) for metric in task.metrics]
