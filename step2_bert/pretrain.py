@@ -49,8 +49,8 @@ class Config(engine.TrainConfig, PlanFlags):
 PRESETS = {
     "smoke": dict(data="sotu", max_steps=20, batch_size=32, micro_batch_size=32, vocab_size=1024,
                   log_every=5),
-    "cpu": dict(max_minutes=7.5, batch_size=64, micro_batch_size=64, optimizer="muon",
-                learning_rate=2e-3, dropout=0.0),
+    "cpu": dict(max_minutes=7.5, batch_size=32, micro_batch_size=32, optimizer="muon",
+                learning_rate=2e-3, muon_learning_rate=0.01, dropout=0.0),
     "gpu": dict(size="mini", max_minutes=24.0, batch_size=256, micro_batch_size=256,
                 learning_rate=1e-3, dropout=0.1),
     # 900,000 of the paper's 1,000,000 steps; --plan prints how to do the rest, at length 512
