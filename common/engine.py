@@ -162,6 +162,13 @@ def train(model: nn.Module, **parts: Any) -> State:
     return Trainer(model, **parts).train()
 
 
+def optimizers(config: TrainConfig, model: nn.Module, **more) -> list[torch.optim.Optimizer]:
+    """Those that `config` names; `more` goes to `optim.build`."""
+    more |= dict(betas=(0.9, config.adam_beta2), eps=config.adam_eps)
+    rates = dict(learning_rate=config.learning_rate, muon_learning_rate=config.muon_learning_rate)
+    return optim.build(config.optimizer, model, **rates, weight_decay=config.weight_decay, **more)
+
+
 @dataclass
 class Trainer:
     """The loop's parts, in the order in which `train` uses them."""
@@ -207,7 +214,7 @@ class Trainer:
             accelerator.init_trackers(self.run.path.name, settings)
         if checkpoint:
             model.load_state_dict(type(model).load(checkpoint).state_dict())
-        built = (self.build_optimizers or self._named_optimizers)(model)
+        built = (self.build_optimizers or partial(optimizers, config))(model)
         for group in (group for optimizer in built for group in optimizer.param_groups):
             group["peak_lr"] = group["lr"]
         if config.compile:
@@ -217,13 +224,6 @@ class Trainer:
             self._restore(checkpoint)
         elif config.resume:
             self.run.rewind(-1)
-
-    def _named_optimizers(self, model: nn.Module) -> list[torch.optim.Optimizer]:
-        config = self.config
-        rates = (config.learning_rate, config.muon_learning_rate)
-        adam = dict(betas=(0.9, config.adam_beta2), eps=config.adam_eps)
-        decay = config.weight_decay
-        return optim.build(config.optimizer, model, *rates, weight_decay=decay, **adam)
 
     # -- the loop --------------------------------------------------------------------------
 

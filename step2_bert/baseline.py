@@ -28,6 +28,10 @@ class HuggingFaceBert(nn.Module):
         model.hf = ours.to_hf()
         return model
 
+    @property
+    def token_embedding(self) -> nn.Parameter:
+        return self.hf.get_input_embeddings().weight
+
     def forward(
         self,
         input_ids: torch.Tensor,

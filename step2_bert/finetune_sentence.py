@@ -39,7 +39,7 @@ class Config(engine.TrainConfig):
 
 PRESETS = {
     "smoke": dict(seeds=1, batch_size=16, micro_batch_size=16, max_steps=10, eval_every=10),
-    "cpu": dict(batch_size=32, micro_batch_size=32, learning_rate=1e-3, warmup_ratio=0.1),
+    "cpu": dict(batch_size=32, micro_batch_size=32, learning_rate=3e-4, warmup_ratio=0.1),
     "gpu": dict(batch_size=32, micro_batch_size=32, learning_rate=1e-4, warmup_ratio=0.1),
 }
 

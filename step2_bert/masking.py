@@ -37,9 +37,10 @@ class MaskingOptions:
             raise UserError("masking: probability in (0, 1), max_predictions >= 1, shares <= 1")
 
 
-def usual_predictions(max_seq_len: int) -> int:
-    """The paper's `max_predictions`: 20 up to length 128, 77 at 512, so that 15 % fit in."""
-    return 20 if max_seq_len <= 128 else math.ceil(0.15 * max_seq_len)
+def usual_predictions(max_seq_len: int, probability: float = 0.15) -> int:
+    """The paper's `max_predictions`, 20 up to length 128 and 77 at 512; more where a higher
+    probability would not fit in."""
+    return max(20, math.ceil(probability * max_seq_len))
 
 
 @dataclass(frozen=True)

@@ -206,6 +206,11 @@ class BertForPreTraining(HuggingFaceFormat, nn.Module):
         self.nsp = nn.Linear(config.d_model, 2)
         init_weights(self, config.initializer_range)
 
+    @property
+    def token_embedding(self) -> nn.Parameter:
+        """(V, d): the input's table, and the output's."""
+        return self.bert.embeddings.token.weight
+
     def forward(
         self,
         input_ids: Tensor,
@@ -225,7 +230,7 @@ class BertForPreTraining(HuggingFaceFormat, nn.Module):
         """
         hidden, pooled = self.bert(input_ids, attention_mask, token_type_ids, position_ids)
         out = BertOutput(hidden, pooled, self.nsp(pooled))
-        embedding = self.bert.embeddings.token.weight
+        embedding = self.token_embedding
         if masked_positions is None:
             out = out._replace(mlm_logits=self.mlm(hidden, embedding))
         else:

@@ -50,7 +50,8 @@ class Config(cli.RunConfig):
     mask_probability: float = 0.15
     """Share of the tokens to predict."""
     max_predictions: int | None = None
-    """Most predictions in a sample; default: the paper's 20 up to length 128, 77 at 512."""
+    """Most predictions in a sample; default: the paper's 20 up to length 128, 77 at 512; more if
+    a higher --mask-probability asks for it."""
     short_probability: float = 0.1
     """Share of samples that are shorter than --max-seq-len on purpose."""
     heldout_fraction: float = 0.01

@@ -9,13 +9,16 @@ accelerate launch --num_processes 8 step2_bert/pretrain.py --preset paper --data
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
+
+import torch
 
 from common import batching, cli, data, engine, runs
 from common.cli import UserError
 from step1_transformer.budget import PlanFlags
-from step2_bert import corpus, objective
+from step2_bert import corpus, counting, objective
 from step2_bert.baseline import HuggingFaceBert
 from step2_bert.budget import print_plan
 from step2_bert.model import BertConfig, BertForPreTraining
@@ -34,6 +37,12 @@ class Config(engine.TrainConfig, PlanFlags):
     """Train next sentence prediction too; --no-nsp is the masked language model alone."""
     init_from: str = ""
     """Start from the weights of this Hugging Face directory instead of random ones."""
+    embeddings: Literal["random", "counted"] = "random"
+    """Where the embeddings of a new model start: random, or word vectors by counting neighbours."""
+    embedding_rate: float = 1.0
+    """Learning rate of the token embeddings under AdamW, as a share of the others'."""
+    mask_probability: float | None = None
+    """Share of the tokens to predict in training; default: as the data was prepared."""
     dropout: float = 0.1
     """Dropout of hidden states and attention; 0 is better where every sample is seen few times."""
     max_seq_len: int = 128
@@ -50,7 +59,8 @@ PRESETS = {
     "smoke": dict(data="sotu", max_steps=20, batch_size=32, micro_batch_size=32, vocab_size=1024,
                   log_every=5),
     "cpu": dict(max_minutes=7.5, batch_size=32, micro_batch_size=32, optimizer="muon",
-                learning_rate=2e-3, muon_learning_rate=0.01, dropout=0.0),
+                learning_rate=2e-3, muon_learning_rate=0.01, dropout=0.0, mask_probability=0.4,
+                embeddings="counted", embedding_rate=0.1),
     "gpu": dict(size="mini", max_minutes=24.0, batch_size=256, micro_batch_size=256,
                 learning_rate=1e-3, dropout=0.1),
     # 900,000 of the paper's 1,000,000 steps; --plan prints how to do the rest, at length 512
@@ -80,8 +90,10 @@ def main(config: Config) -> None:
     lengths = train.lengths[chosen]
     batches = batching.Batches(lengths, batch_size=config.batch_size, seed=config.seed)
 
+    masking = train.masking_of(config.mask_probability)
+
     def make_batch(rows, epoch):
-        drawing = dict(epoch=epoch, seed=config.seed)
+        drawing = dict(epoch=epoch, seed=config.seed, masking=masking)
         return objective.batch_of(train, chosen[rows], nsp=config.nsp, **drawing)
 
     def score(model):
@@ -99,8 +111,15 @@ def main(config: Config) -> None:
     else:
         shape = dict(vocab_size=train.vocab_size, max_seq_len=max(512, train.max_seq_len))
         model = kind(BertConfig.named(config.size, **shape, **dropout))
+        if config.embeddings == "counted" and not run.checkpoints():
+            vectors = counting.token_vectors(train, chosen, model.config.d_model)
+            model.token_embedding.data.copy_(torch.from_numpy(vectors))
     if not config.nsp:
         model.untrained_parts = ("bert.pooler", "nsp")
+
+    def share(name: str) -> float:
+        slow = model.get_parameter(name) is model.token_embedding
+        return config.embedding_rate if slow else 1.0
 
     # Train
     state = engine.train(
@@ -112,6 +131,7 @@ def main(config: Config) -> None:
         make_batch=make_batch,
         losses=objective.losses,
         evaluate=score,
+        build_optimizers=partial(engine.optimizers, config, share=share),
         tokenizer=train.tokenizer_dir,
         data_key=train.manifest["key"],
     )

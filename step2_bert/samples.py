@@ -7,6 +7,8 @@ mapped, so opening costs nothing and several processes share one copy.
 
 import bisect
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from common.cli import UserError
-from step2_bert.masking import MaskingOptions, Vocabulary, mask_batch
+from step2_bert.masking import MaskingOptions, Vocabulary, mask_batch, usual_predictions
 from step2_bert.shards import FORMAT
 from step2_bert.tokenizer import load_tokenizer
 
@@ -67,6 +69,21 @@ class Samples:
     def masking(self) -> MaskingOptions:
         """The masking that the data was prepared with."""
         return MaskingOptions(**self.manifest["options"]["masking"])
+
+    def masking_of(self, probability: float | None) -> MaskingOptions:
+        """The same with another share to predict, if one is given.
+
+        Raises UserError when masks were drawn once, in preparation, or for a share that is none.
+        """
+        if probability is None:
+            return self.masking
+        if self.static:
+            raise UserError(
+                f"{self.directory} has masks of its own, of {self.masking.probability:.0%}: "
+                "leave out --mask-probability, or prepare without --no-dynamic-masking"
+            )
+        most = usual_predictions(self.max_seq_len, probability)
+        return replace(self.masking, probability=probability, max_predictions=most)
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
@@ -140,13 +157,29 @@ class Samples:
         """
         counts = np.zeros(self.vocab_size, np.int64)
         for shard in self._shards:
-            tokens = shard["tokens"]
-            if self.static:
-                starts = np.repeat(shard["offsets"][:-1], np.diff(shard["masked_offsets"]))
-                tokens = tokens.copy()
-                tokens[starts + shard["masked_positions"]] = shard["masked_labels"]
-            counts += np.bincount(tokens, minlength=self.vocab_size)
+            counts += np.bincount(self._true_tokens(shard), minlength=self.vocab_size)
         return np.where(self._vocabulary.is_special, 0, counts)
+
+    def segments(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The text of the samples `rows`: by shard its tokens (n,) and, for each, the number of the
+        segment that it stands in (n,), -1 for special tokens and for other samples."""
+        wanted = np.zeros(len(self), bool)
+        wanted[rows] = True
+        for first, shard in zip(self._first, self._shards, strict=False):
+            tokens, starts = self._true_tokens(shard), shard["offsets"][:-1]
+            sample = np.repeat(np.arange(len(starts)), np.diff(shard["offsets"]))
+            second = np.arange(len(tokens)) - starts[sample] >= shard["second_start"][sample]
+            text = wanted[first + sample] & ~self._vocabulary.is_special[tokens]
+            yield tokens, np.where(text, 2 * sample + second, -1)
+
+    def _true_tokens(self, shard: dict[str, np.ndarray]) -> np.ndarray:
+        """The tokens of a shard, without the masks that it may hold."""
+        tokens = shard["tokens"]
+        if self.static:
+            starts = np.repeat(shard["offsets"][:-1], np.diff(shard["masked_offsets"]))
+            tokens = tokens.copy()
+            tokens[starts + shard["masked_positions"]] = shard["masked_labels"]
+        return tokens
 
     def fraction(self, share: float, seed: int = 0) -> np.ndarray:
         """Numbers of the samples in a run of neighbouring documents that hold `share` of them all.

@@ -78,7 +78,7 @@ class PrepareOptions:
         if self.duplication < 1:
             raise UserError("duplication is at least 1")
         if self.masking.max_predictions is None:
-            most = usual_predictions(self.max_seq_len)
+            most = usual_predictions(self.max_seq_len, self.masking.probability)
             object.__setattr__(self, "masking", replace(self.masking, max_predictions=most))
         for name in ("short_probability", "random_next_probability", "heldout_fraction"):
             if not 0 <= getattr(self, name) < 1 + (name != "heldout_fraction"):

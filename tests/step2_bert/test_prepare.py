@@ -444,6 +444,8 @@ def test_titles_are_excluded_and_bad_lines_counted(folder, tmp_path):
 @pytest.mark.parametrize(("length", "most"), [(32, 20), (128, 20), (129, 20), (512, 77)])
 def test_predictions_follow_the_length(length, most):
     assert PrepareOptions(max_seq_len=length).masking.max_predictions == most
+    many = PrepareOptions(max_seq_len=length, masking=MaskingOptions(probability=0.4)).masking
+    assert many.max_predictions >= 0.4 * length
     few = MaskingOptions(max_predictions=3)
     assert PrepareOptions(max_seq_len=length, masking=few).masking.max_predictions == 3
 

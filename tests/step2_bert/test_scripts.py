@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -20,6 +21,7 @@ from step2_bert import (
     benchmark,
     checkpoint,
     clock,
+    counting,
     data_fractions,
     exactness,
     parity,
@@ -188,6 +190,36 @@ def test_another_run_may_start_from_the_weights(trained, data, tmp_path):
     assert torch.equal(weights(tmp_path / "run"), weights(trained))
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert config["hidden_dropout_prob"] == config["attention_probs_dropout_prob"] == 0.25
+
+
+@pytest.mark.parametrize("impl", ["scratch", "hf"])
+def test_embeddings_can_start_from_counting_and_learn_slowly(data, tmp_path, impl):
+    flags = [*SMALL, "--data", data, "--impl", impl, "--embeddings", "counted"]
+    assert call("pretrain", *flags, "--learning-rate", "0", "--out", tmp_path / "still") == 0
+    assert call("pretrain", *flags, "--embedding-rate", "0", "--out", tmp_path / "moved") == 0
+    samples = Samples.open(data)
+    vectors = counting.token_vectors(samples, np.arange(len(samples)), 128)
+    tables = [
+        BertForPreTraining.load(tmp_path / name / "model").token_embedding.detach().numpy()
+        for name in ("still", "moved")
+    ]
+    assert np.array_equal(*tables) and np.array_equal(tables[0], vectors)
+    assert not torch.equal(weights(tmp_path / "still"), weights(tmp_path / "moved"))
+
+
+def test_the_share_of_masks_can_be_another_in_training(data, tmp_path, fails):
+    samples = Samples.open(data)
+    assert samples.masking_of(None) == samples.masking
+    batches = [samples.batch(np.arange(8), masking=samples.masking_of(p)) for p in (0.15, 0.4)]
+    few, many = (batch["targets"]["mlm"] / batch["tokens"] for batch in batches)
+    assert few == pytest.approx(0.15, abs=0.02) and many == pytest.approx(0.4, abs=0.02)
+    flags = ["--preset", "smoke", "--out", tmp_path / "out", "--mask-probability", "0.4"]
+    static = PrepareOptions(
+        data="sotu", vocab_size=600, max_seq_len=32, max_documents=20, heldout_fraction=0.1,
+        dynamic_masking=False,
+    )  # fmt: skip
+    folder = prepare(static, tmp_path / "static", progress=False, workers=1, measure=False).parent
+    assert "masks of its own, of 15%" in fails("pretrain", *flags, "--data", folder)
 
 
 def test_text_is_prepared_on_the_way(tmp_path, monkeypatch):
