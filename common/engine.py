@@ -96,11 +96,17 @@ class TrainConfig(cli.RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        sizes = ("batch_size", "micro_batch_size", "max_steps", "eval_every", "log_every")
-        for name in (*sizes, "max_minutes", "slice_minutes"):
-            cli.check(self, name, "above 0", lambda value: value > 0)
-        for name in ("warmup_ratio", "min_lr_ratio", "adam_beta2"):
-            cli.check(self, name, "between 0 and 1", lambda value: 0 <= value <= 1)
+        for rule, (holds, names) in RULES.items():
+            for name in names.split():
+                cli.check(self, name, rule, holds)
+
+
+RULES = {
+    "above 0": (lambda x: x > 0, "batch_size micro_batch_size max_steps eval_every log_every "
+                "max_minutes slice_minutes"),
+    "0 or more": (lambda x: x >= 0, "learning_rate muon_learning_rate weight_decay max_grad_norm"),
+    "between 0 and 1": (lambda x: 0 <= x <= 1, "warmup_ratio min_lr_ratio adam_beta2"),
+}  # fmt: skip
 
 
 @dataclass
@@ -145,13 +151,9 @@ def accelerator(config: cli.RunConfig):
     made = Accelerator(cpu=cpu, log_with=tracker, project_dir=config.out or "runs", **ours)
     if made.distributed_type.value not in ("NO", "MULTI_GPU", "MULTI_CPU"):
         raise UserError(f"{made.distributed_type.value} is not supported yet; use DDP")
-    atexit.register(_leave)  # a process that ends inside its group can be aborted by gloo's threads
+    # A process that ends inside its group can be aborted by gloo's threads
+    atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
     return made
-
-
-def _leave() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def train(model: nn.Module, **parts: Any) -> State:
@@ -333,8 +335,7 @@ class Trainer:
         Processes agree as each is taken: on its targets and tokens, and on what any of them wishes.
         """
 
-        cuda = self.device.type == "cuda"
-        ready = torch.Tensor.pin_memory if cuda else lambda tensor: tensor
+        ready = torch.Tensor.pin_memory if self.device.type == "cuda" else (lambda tensor: tensor)
 
         def prepare(item):
             epoch, position, batch = item

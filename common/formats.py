@@ -134,7 +134,7 @@ def lines(path: Path) -> Iterator[str]:
 
 def complain(complaint: str, skipped: Skipped | None) -> None:
     if skipped is None:
-        raise UserError(f"{complaint} (--skip-bad-lines leaves such lines out)")
+        raise UserError(f"{complaint}; mend the line, or prepare with --skip-bad-lines")
     skipped.add(complaint)
 
 

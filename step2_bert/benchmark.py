@@ -17,11 +17,15 @@ import sys
 from typing import Any
 
 import numpy as np
+import torch
 
 from common import cli, runs
 from common.cli import UserError
 from common.runs import metric
+from step1_transformer.budget import DEVICES
 from step2_bert import clock
+from step2_bert.budget import flops_per_token
+from step2_bert.model import BertConfig
 from step2_bert.samples import Samples
 
 PRESETS = {"smoke": dict(steps=3, rounds=1), "cpu": {}, "gpu": dict(size="base", batch_size=256)}
@@ -50,10 +54,12 @@ def main(config: clock.Config) -> None:
     print(f"\nBERT-{config.size}, {shape}, dropout {config.dropout}")
     print(f"{'system':30} {'ms/step':>8} {'tokens/s':>9} {'ratio':>7} {'memory':>9} {'loss':>7}")
     for name, row in rows.items():
+        row["mfu"] = utilisation(clock.initial(config, samples).config, samples, row)
         row["ratio"] = row["tokens_per_second"] / rows[baseline]["tokens_per_second"]
         print(
             f"{name:30} {row['ms']:8.1f} {row['tokens_per_second']:9,.0f} {row['ratio']:6.2f}x "
             f"{row['peak_mb']:6,.0f} MB {row['last_loss']:7.3f}"
+            + (f"  {row['mfu']:.0%} of the device's peak" if row["mfu"] else "")
         )
         if row["seconds_to_target"]:
             reached = f"{row['seconds_to_target']:.1f} s of training"
@@ -66,6 +72,9 @@ def main(config: clock.Config) -> None:
         metrics[f"{key}/tokens_per_second"] = metric(
             row["tokens_per_second"], sd=row["sd"], n=config.rounds, unit="tokens/s"
         )
+        if row["mfu"]:
+            metrics[f"{key}/mfu"] = metric(100 * row["mfu"], unit="%")
+        metrics[f"{key}/last_loss"] = metric(row["last_loss"], unit="nats", higher_is_better=False)
         metrics[f"{key}/peak_memory"] = metric(row["peak_mb"], unit="MB", higher_is_better=False)
         if row["seconds_to_target"]:
             metrics[f"{key}/seconds_to_loss_{config.target_loss}"] = metric(
@@ -88,6 +97,15 @@ def main(config: clock.Config) -> None:
         seeds=[config.seed],
         config=cli.as_dict(config),
     )
+
+
+def utilisation(shape: BertConfig, samples: Samples, row: dict[str, Any]) -> float | None:
+    """Model FLOPs utilisation (Chowdhery et al. 2022, appendix B): the FLOPs a second that the
+    model needs, as a share of the dense bf16 peak of this GPU. None on other devices."""
+    name = torch.cuda.get_device_name().lower() if torch.cuda.is_available() else ""
+    peak = next((device.tflops for known, device in DEVICES.items() if known in name), None)
+    flops = flops_per_token(shape, samples.max_seq_len, samples.masking.probability)
+    return peak and row["tokens_per_second"] * flops / (peak * 1e12)
 
 
 def _in_own_process(config: clock.Config, name: str) -> dict[str, Any]:

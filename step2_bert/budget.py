@@ -7,6 +7,14 @@ from step2_bert.masking import usual_predictions
 from step2_bert.model import BertConfig, BertForPreTraining
 
 
+def flops_per_token(bert: BertConfig, seq_len: int, masked: float) -> float:
+    """Training FLOPs a token: the layers, and the head at the share `masked` of the positions."""
+    with torch.device("meta"):  # shapes without memory
+        matrices = sum(p.numel() for p in BertForPreTraining(bert).bert.layers.parameters())
+    head = bert.d_model * (bert.vocab_size + bert.d_model)
+    return transformer_flops(matrices, bert.n_layers, bert.d_model, seq_len) + 6 * head * masked
+
+
 def print_plan(config) -> None:
     """Parameters, FLOPs, memory, hours and cost of the run on `config.plan` devices."""
     device(config.plan)
@@ -14,8 +22,6 @@ def print_plan(config) -> None:
     with torch.device("meta"):  # shapes without memory
         model = BertForPreTraining(bert)
     parameters = sum(p.numel() for p in model.parameters())
-    matrices = sum(p.numel() for p in model.bert.layers.parameters())
-    head = bert.d_model * (bert.vocab_size + bert.d_model)
     steps = round((config.max_steps or 100_000) / (1 - config.long_share))
     print(
         f"BERT-{config.size}: {parameters / 1e6:.1f} M parameters, {steps:,} steps of "
@@ -24,9 +30,8 @@ def print_plan(config) -> None:
     total = 0.0
     for share, seq_len in ((1 - config.long_share, config.max_seq_len), (config.long_share, 512)):
         tokens = share * steps * config.batch_size * seq_len
-        body = transformer_flops(matrices, bert.n_layers, bert.d_model, seq_len)
         masked = min(usual_predictions(seq_len) / seq_len, 0.15)
-        flops = tokens * (body + 6 * head * masked)
+        flops = tokens * flops_per_token(bert, seq_len, masked)
         total += flops
         if share:
             print(

@@ -10,7 +10,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 import numpy as np
@@ -61,8 +61,8 @@ LADDER = {
 class Config(cli.RunConfig):
     data: str = ""
     """Directory made by prepare.py."""
-    size: str = "tiny"
-    """Shape of the model: tiny, mini, small, base, ..."""
+    size: Literal["tiny", "mini", "small", "medium", "base", "large"] = "tiny"
+    """Shape of the model."""
     batch_size: int = 32
     """Samples in a step."""
     learning_rate: float = 1e-3

@@ -36,6 +36,11 @@ class Config(engine.TrainConfig):
     max_seq_len: int = 128
     """Longest sentence in tokens; longer ones are cut."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("seeds", "epochs", "max_seq_len"):
+            cli.check(self, name, "above 0", lambda value: value > 0)
+
 
 PRESETS = {
     "smoke": dict(seeds=1, batch_size=16, micro_batch_size=16, max_steps=10, eval_every=10),
@@ -54,8 +59,6 @@ def main(config: Config) -> None:
         return
 
     # Data: tokenised once; and what can be had without a BERT
-    if config.epochs < 1:
-        raise UserError(f"--epochs {config.epochs}: give at least 1")
     rows, test_rows = sentences(config.data)
     source = data.resolve(config.data).facts()
     if main_process:

@@ -18,7 +18,7 @@ import torch
 from common import batching, cli, data, engine, runs
 from common.cli import UserError
 from step1_transformer.budget import PlanFlags
-from step2_bert import corpus, counting, objective
+from step2_bert import corpus, objective
 from step2_bert.baseline import HuggingFaceBert
 from step2_bert.budget import print_plan
 from step2_bert.model import BertConfig, BertForPreTraining
@@ -42,7 +42,7 @@ class Config(engine.TrainConfig, PlanFlags):
     embedding_rate: float = 1.0
     """Learning rate of the token embeddings under AdamW, as a share of the others'."""
     mask_probability: float | None = None
-    """Share of the tokens to predict in training; default: as the data was prepared."""
+    """Share of the tokens to predict in training; default, and for static masks: as prepared."""
     dropout: float = 0.1
     """Dropout of hidden states and attention; 0 is better where every sample is seen few times."""
     max_seq_len: int = 128
@@ -58,7 +58,7 @@ class Config(engine.TrainConfig, PlanFlags):
 PRESETS = {
     "smoke": dict(data="sotu", max_steps=20, batch_size=32, micro_batch_size=32, vocab_size=1024,
                   log_every=5),
-    "cpu": dict(max_minutes=7.5, batch_size=32, micro_batch_size=32, optimizer="muon",
+    "cpu": dict(max_minutes=5.0, batch_size=32, micro_batch_size=32, optimizer="muon",
                 learning_rate=2e-3, muon_learning_rate=0.01, dropout=0.0, mask_probability=0.4,
                 embeddings="counted", embedding_rate=0.1),
     "gpu": dict(size="mini", max_minutes=24.0, batch_size=256, micro_batch_size=256,
@@ -75,6 +75,7 @@ PRESETS = {
 def main(config: Config) -> None:
     if config.plan:
         return print_plan(config)
+    cli.check(config, "embedding_rate", "0 or more", lambda share: share >= 0)
     accelerator = engine.accelerator(config)
     main_process = accelerator.is_main_process
     run = runs.Run.open(config, f"step2_bert/pretrain-{config.preset}", main=main_process)
@@ -85,12 +86,13 @@ def main(config: Config) -> None:
     folder = prepared_data(config, accelerator.num_processes)
     train, heldout = Samples.open(folder, "train"), Samples.open(folder, "heldout")
     chosen = train.fraction(config.fraction, config.seed)
+    masking = train.masking_of(config.mask_probability)
     if main_process:
         data.record(run.path, train.source)
+        static = " (static)" * train.static
+        runs.say(f"masks: {masking.probability:.0%} of a training sample{static}")
     lengths = train.lengths[chosen]
     batches = batching.Batches(lengths, batch_size=config.batch_size, seed=config.seed)
-
-    masking = train.masking_of(config.mask_probability)
 
     def make_batch(rows, epoch):
         drawing = dict(epoch=epoch, seed=config.seed, masking=masking)
@@ -112,14 +114,15 @@ def main(config: Config) -> None:
         shape = dict(vocab_size=train.vocab_size, max_seq_len=max(512, train.max_seq_len))
         model = kind(BertConfig.named(config.size, **shape, **dropout))
         if config.embeddings == "counted" and not run.checkpoints():
+            from step2_bert import counting  # scikit-learn, which a GPU's image may lack
+
             vectors = counting.token_vectors(train, chosen, model.config.d_model)
             model.token_embedding.data.copy_(torch.from_numpy(vectors))
     if not config.nsp:
         model.untrained_parts = ("bert.pooler", "nsp")
 
-    def share(name: str) -> float:
-        slow = model.get_parameter(name) is model.token_embedding
-        return config.embedding_rate if slow else 1.0
+    table = model.token_embedding
+    shares = {n: config.embedding_rate for n, p in model.named_parameters() if p is table}
 
     # Train
     state = engine.train(
@@ -131,7 +134,7 @@ def main(config: Config) -> None:
         make_batch=make_batch,
         losses=objective.losses,
         evaluate=score,
-        build_optimizers=partial(engine.optimizers, config, share=share),
+        build_optimizers=partial(engine.optimizers, config, share=lambda n: shares.get(n, 1.0)),
         tokenizer=train.tokenizer_dir,
         data_key=train.manifest["key"],
     )
@@ -143,7 +146,7 @@ def main(config: Config) -> None:
         baseline = objective.baseline_metrics(train, heldout)
         print(f"\n{objective.table(metrics, baseline, heldout)}\n")
         print(f"model:  {run.path}/model\ncurves: {run.plot()}")
-        name = config.init_from or f"BERT-{config.size}"
+        name = f"BERT-{config.size}" + f", from {config.init_from}" * bool(config.init_from)
         run.result(
             step="step2_bert",
             script="pretrain",

@@ -71,17 +71,12 @@ class Samples:
         return MaskingOptions(**self.manifest["options"]["masking"])
 
     def masking_of(self, probability: float | None) -> MaskingOptions:
-        """The same with another share to predict, if one is given.
+        """The same with another share to predict, if one is given and masks are not static.
 
-        Raises UserError when masks were drawn once, in preparation, or for a share that is none.
+        Raises UserError for a share that is none.
         """
-        if probability is None:
+        if probability is None or self.static:
             return self.masking
-        if self.static:
-            raise UserError(
-                f"{self.directory} has masks of its own, of {self.masking.probability:.0%}: "
-                "leave out --mask-probability, or prepare without --no-dynamic-masking"
-            )
         most = usual_predictions(self.max_seq_len, probability)
         return replace(self.masking, probability=probability, max_predictions=most)
 

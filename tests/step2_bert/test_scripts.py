@@ -207,19 +207,24 @@ def test_embeddings_can_start_from_counting_and_learn_slowly(data, tmp_path, imp
     assert not torch.equal(weights(tmp_path / "still"), weights(tmp_path / "moved"))
 
 
-def test_the_share_of_masks_can_be_another_in_training(data, tmp_path, fails):
+def test_the_share_of_masks_can_be_another_in_training(data, tmp_path, capfd):
     samples = Samples.open(data)
     assert samples.masking_of(None) == samples.masking
     batches = [samples.batch(np.arange(8), masking=samples.masking_of(p)) for p in (0.15, 0.4)]
     few, many = (batch["targets"]["mlm"] / batch["tokens"] for batch in batches)
     assert few == pytest.approx(0.15, abs=0.02) and many == pytest.approx(0.4, abs=0.02)
-    flags = ["--preset", "smoke", "--out", tmp_path / "out", "--mask-probability", "0.4"]
+    flags = [*SMALL, "--max-steps", "1", "--mask-probability", "0.4"]
+    assert call("pretrain", *flags, "--data", data, "--out", tmp_path / "more") == 0
+    assert "masks: 40% of a training sample\n" in capfd.readouterr().out
+    assert call("pretrain", *flags[:-2], "--data", data, "--out", tmp_path / "as-prepared") == 0
+    assert not torch.equal(weights(tmp_path / "more"), weights(tmp_path / "as-prepared"))
     static = PrepareOptions(
         data="sotu", vocab_size=600, max_seq_len=32, max_documents=20, heldout_fraction=0.1,
         dynamic_masking=False,
     )  # fmt: skip
     folder = prepare(static, tmp_path / "static", progress=False, workers=1, measure=False).parent
-    assert "masks of its own, of 15%" in fails("pretrain", *flags, "--data", folder)
+    assert call("pretrain", *flags, "--data", folder, "--out", tmp_path / "drawn") == 0
+    assert "masks: 15% of a training sample (static)\n" in capfd.readouterr().out
 
 
 def test_text_is_prepared_on_the_way(tmp_path, monkeypatch):
@@ -507,10 +512,24 @@ def test_benchmark(data, tmp_path, ladder, monkeypatch, capfd):
     flags += ["--steps", "1", "--out", tmp_path / "run"] + ["--ladder"] * ladder
     assert call("benchmark", *flags) == 0
     found = result(tmp_path / "run")["metrics"]
-    assert found["trainer_fp32/ratio"]["value"] == 1 and len(found) == 3 * len(systems)
+    assert found["trainer_fp32/ratio"]["value"] == 1 and len(found) == 4 * len(systems)
     rows = [line for line in capfd.readouterr().out.splitlines() if " MB " in line]
     losses = [float(row.split()[-1]) for row in rows]
     assert len(rows) == len(systems) and max(losses) - min(losses) < 2e-2
+
+
+def test_utilisation_is_what_the_model_needs_of_the_peak(data, monkeypatch):
+    samples, base = Samples.open(data), BertConfig.named("base")
+    row = {"tokens_per_second": 1e6}
+    assert benchmark.utilisation(base, samples, row) is None or torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    layers, attention = 6 * 85_054_464, 12 * 12 * 768 * 32  # samples of up to 32 tokens
+    head = 6 * 0.15 * 768 * (30522 + 768)
+    wanted = 1e6 * (layers + attention + head) / 989e12
+    assert benchmark.utilisation(base, samples, row) == pytest.approx(wanted)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    assert benchmark.utilisation(base, samples, row) is None
 
 
 def test_the_benchmark_times_the_way_to_a_loss(data):
@@ -632,11 +651,11 @@ def test_a_tokenizer_larger_than_the_checkpoint(data, reviews, tmp_path, fails):
     assert "knows 50 tokens, its tokenizer gives 600" in line
 
 
-def test_no_epochs(trained, reviews, tmp_path, fails):
+@pytest.mark.parametrize("name", ["epochs", "seeds"])
+def test_none_of_what_there_must_be_one_of(name, trained, reviews, tmp_path, fails):
     flags = ["--preset", "smoke", "--model", trained / "model", "--data", reviews]
-    assert "at least 1" in fails(
-        "finetune_sentence", *flags, "--epochs", "0", "--out", tmp_path / "run"
-    )
+    flags += [f"--{name}", "0", "--out", tmp_path / "run"]
+    assert f"--{name} 0 must be above 0" in fails("finetune_sentence", *flags)
 
 
 def test_evaluation_of_a_model_whose_data_nobody_noted(broken, tmp_path, fails):
