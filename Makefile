@@ -28,7 +28,7 @@ run: $(installed)
 	$(bin)/python step2_bert/evaluate.py --model $(bert)/pretrain/model --data $(bert)/text --out $(bert)/evaluate --resume
 	$(bin)/python step2_bert/finetune_sentence.py --model $(bert)/pretrain/model --random --out $(bert)/rt-random --resume
 	$(bin)/python step2_bert/finetune_sentence.py --model $(bert)/pretrain/model --out $(bert)/rt-pretrained --resume
-	$(bin)/python step2_bert/finetune_sentence.py --model minilm --epochs 1 --learning-rate 1e-4 --out $(bert)/rt-minilm --resume
+	$(bin)/python step2_bert/finetune_sentence.py --model minilm --seeds 2 --epochs 1 --learning-rate 1e-4 --eval-every 100 --out $(bert)/rt-minilm --resume
 	$(bin)/python -m common.report --runs $(bert) --html runs/report.html
 
 test: lint
