@@ -18,13 +18,10 @@ OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("linear", "cosine", "inverse_sqrt", "wsd", "constant")
 
 
-Share = Callable[[str], float]  # name of a parameter -> what share of the rate it learns at
-
-
 def groups(
-    parameters: dict[str, nn.Parameter], learning_rate: float, weight_decay: float, share: Share
+    parameters: dict[str, nn.Parameter], learning_rate: float, weight_decay: float, share: Callable
 ) -> list[dict]:
-    """By name, parameters learn at their `share` of the rate. Matrices decay, vectors do not.
+    """A parameter learns at `share(name)` times the rate. Matrices decay, vectors do not.
 
     Devlin et al. (2019) exclude biases and LayerNorm from weight decay; both are 1-d.
     """
@@ -43,7 +40,7 @@ def build(
     weight_decay: float = 0.01,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-6,
-    share: Share = lambda name: 1.0,
+    share: Callable[[str], float] = lambda name: 1.0,
 ) -> list[torch.optim.Optimizer]:
     """The optimizers of a run: one for `adamw`, two for `muon`. AdamW's rates are as of `groups`.
 

@@ -37,7 +37,8 @@ class Config:
     html: str = ""
     """Also write one self-contained HTML page to this path."""
     runs: str = ""
-    """Also show the results found in this folder of runs, marked as this machine's."""
+    """Show the results found in this folder of runs, marked as this machine's, below those kept
+    results of the same steps that have a reported number."""
     keep: str = ""
     """First copy the result and curves of this run into notes/, to be committed."""
     name: str = ""
@@ -327,11 +328,12 @@ def main(config: Config) -> None:
             raise UserError(f"{path}: tables disagree with notes/results; run `make report`")
         write_text(path, text)
         print(f"updated {path}")
-    rows = fresh + rows
-    show(rows)
+    steps = {row.result.values["step"] for row in fresh}
+    beside = brief([row for row in rows if row.reported and row.result.values["step"] in steps])
+    show(beside + fresh if runs else rows)  # last, and so in view, what was measured here
     if config.html:
         Path(config.html).parent.mkdir(parents=True, exist_ok=True)
-        write_text(Path(config.html), page.render(rows))
+        write_text(Path(config.html), page.render(fresh + rows))
         print(f"page: {config.html}")
 
 

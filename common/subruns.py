@@ -79,7 +79,7 @@ def call_all(commands: Iterable[list[str]], at_once: int = 1, quiet: bool = Fals
                 complaints = tempfile.TemporaryFile() if quiet else None  # noqa: SIM115
                 process = _start(command, environment, complaints)
                 running[process], name = complaints, _script(process)
-                for signum in received:  # before it was among them
+                for signum in received:  # what came while it was starting
                     process.send_signal(signum)
             if not running:
                 break

@@ -138,6 +138,25 @@ def test_the_readme_shows_what_make_run_does():
     assert len(commands) == 7 and "\n".join(commands) in (ROOT / "README.md").read_text()
 
 
+def test_the_readme_shows_what_make_run_printed():
+    readme = (ROOT / "README.md").read_text()
+    kept = {
+        name: json.loads((ROOT / f"notes/results/step2_bert-tour-{name}.json").read_text())[
+            "metrics"
+        ]
+        for name in ("evaluate", "rt-random", "rt-pretrained")
+    }
+    for metric, title in (("mlm_loss", "MLM loss (nats)"), ("nsp_accuracy", "NSP accuracy (%)")):
+        ours, baseline = (
+            kept["evaluate"][name]["value"] for name in (metric, f"baseline_{metric}")
+        )
+        assert f"{title:28}{ours:12.3f}{baseline:12.3f}\n" in readme
+    for start in ("random", "pretrained"):
+        accuracy = kept[f"rt-{start}"]["accuracy"]
+        told = f"  BERT, {start} weights, {accuracy['n']} seeds"
+        assert f"{told:38} {accuracy['value']:.2f} ± {accuracy['sd']:.2f}\n" in readme
+
+
 TO_REPEAT_IT = {
     "step": str, "script": str, "system": str, "preset": str, "dataset": str, "split": str,
     "metrics": dict, "compare_to": list, "model": dict | None, "tokens": int | None,
