@@ -42,7 +42,7 @@ def build(
     eps: float = 1e-6,
     share: Callable[[str], float] = lambda name: 1.0,
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers of a run: one for `adamw`, two for `muon`. AdamW's rates are as of `groups`.
+    """The optimizers of a run: one for `adamw`, two for `muon`; `share` as in `groups`, for AdamW.
 
     Muon (orthogonalised momentum, `torch.optim.Muon`) takes the weight matrices inside the
     layers; embeddings, output heads and vectors stay with AdamW. Raises UserError if the model

@@ -40,7 +40,8 @@ def main(config: clock.Config) -> None:
     if run.finished():
         return
     samples = Samples.open(config.data, "train")
-    parameters = sum(p.numel() for p in clock.initial(config, samples).parameters())
+    model = clock.initial(config, samples)
+    parameters = sum(p.numel() for p in model.parameters())
 
     # Systems take turns, so that a slow minute of the machine falls on all of them.
     found: dict[str, list[dict]] = {name: [] for name in systems}
@@ -54,7 +55,7 @@ def main(config: clock.Config) -> None:
     print(f"\nBERT-{config.size}, {shape}, dropout {config.dropout}")
     print(f"{'system':30} {'ms/step':>8} {'tokens/s':>9} {'ratio':>7} {'memory':>9} {'loss':>7}")
     for name, row in rows.items():
-        row["mfu"] = utilisation(clock.initial(config, samples).config, samples, row)
+        row["mfu"] = utilisation(model.config, samples, row)
         row["ratio"] = row["tokens_per_second"] / rows[baseline]["tokens_per_second"]
         print(
             f"{name:30} {row['ms']:8.1f} {row['tokens_per_second']:9,.0f} {row['ratio']:6.2f}x "
@@ -102,8 +103,10 @@ def main(config: clock.Config) -> None:
 def utilisation(shape: BertConfig, samples: Samples, row: dict[str, Any]) -> float | None:
     """Model FLOPs utilisation (Chowdhery et al. 2022, appendix B): the FLOPs a second that the
     model needs, as a share of the dense bf16 peak of this GPU. None on other devices."""
-    name = torch.cuda.get_device_name().lower() if torch.cuda.is_available() else ""
-    peak = next((device.tflops for known, device in DEVICES.items() if known in name), None)
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    name = name.lower().replace(" ", "")
+    known = (d.tflops for key, d in DEVICES.items() if re.search(rf"{key}(?!\d)", name))
+    peak = next(known, None)
     flops = flops_per_token(shape, samples.max_seq_len, samples.masking.probability)
     return peak and row["tokens_per_second"] * flops / (peak * 1e12)
 

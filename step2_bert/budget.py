@@ -30,8 +30,7 @@ def print_plan(config) -> None:
     total = 0.0
     for share, seq_len in ((1 - config.long_share, config.max_seq_len), (config.long_share, 512)):
         tokens = share * steps * config.batch_size * seq_len
-        masked = min(usual_predictions(seq_len) / seq_len, 0.15)
-        flops = tokens * flops_per_token(bert, seq_len, masked)
+        flops = tokens * flops_per_token(bert, seq_len, config.mask_probability or 0.15)
         total += flops
         if share:
             print(

@@ -6,13 +6,14 @@ which, ask how far that is above chance, and keep the d main directions of the a
     PPMI(i, j) = max(0, log [ #(i, j) D / (#(i) #(j)^a) ]),  D = sum of #(j)^a over j
     PPMI ~ U S V^T,  E = U sqrt(S)
 
-word2vec, trained word by word, tends to a factor of the same matrix (Levy and Goldberg 2014,
-"Neural word embedding as implicit matrix factorization"). The exponent a = 0.75, the root of S and
-counts that fall with the distance are from Levy, Goldberg and Dagan 2015 (TACL 3), section 3. It
-takes seconds; masked language modelling needs minutes or hours to find the same directions.
+word2vec, trained word by word, tends to a factor of nearly this matrix, PMI less a constant (Levy
+and Goldberg 2014, "Neural word embedding as implicit matrix factorization"). The exponent a = 0.75,
+the root of S and counts that fall with the distance are from Levy, Goldberg and Dagan 2015 (TACL
+3), section 3.
 """
 
 import numpy as np
+import torch
 from scipy import sparse
 from sklearn.utils.extmath import randomized_svd
 
@@ -23,21 +24,28 @@ SMOOTHING = 0.75
 RMS = 0.05  # of a vector's entries: large beside positions and segments, which start at 0.02
 
 
+def fill(table: torch.Tensor, samples: Samples, rows: np.ndarray) -> None:
+    """Let the token embeddings `table` (vocab_size, d) be `token_vectors`."""
+    with torch.no_grad():
+        table.copy_(torch.from_numpy(token_vectors(samples, rows, table.shape[1])))
+
+
 def token_vectors(samples: Samples, rows: np.ndarray, d: int, window: int = 3) -> np.ndarray:
     """(vocab_size, d) float32: the tokens of the samples `rows` as vectors of length RMS * sqrt(d).
 
-    A token without company, such as [MASK], has a random direction. Always the same for the same
-    samples. Raises UserError when the vocabulary has fewer than d tokens.
+    A token without company, such as [MASK], has a random direction; padding is 0. Always the same
+    for the same samples. Raises UserError when the vocabulary has fewer than d tokens.
     """
     if d > samples.vocab_size:
         raise UserError(
             f"{samples.vocab_size:,} tokens cannot be told apart in {d} directions by counting: "
-            "start from random embeddings, or take a larger vocabulary"
+            "start with --embeddings random, or take a larger vocabulary"
         )
     vectors = directions(ppmi(cooccurrences(samples, rows, window)), d)
     alone = np.linalg.norm(vectors, axis=1) < 1e-6
     vectors[alone] = np.random.default_rng(0).normal(size=(alone.sum(), d))
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors[samples.manifest["pad_token_id"]] = 0
+    length = np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-6)
     return (RMS * np.sqrt(d) * vectors / length).astype(np.float32)
 
 

@@ -125,7 +125,7 @@ def pretrain(config: Config, share: float, steps: int, folder: Path, budget: sub
         "pretrain.py", folder, budget, preset=config.preset, data=config.data, size=config.size,
         fraction=share, max_steps=steps, batch_size=config.batch_size, dropout=0.0,
         micro_batch_size=config.batch_size, learning_rate=config.learning_rate, seed=config.seed,
-        optimizer=config.optimizer, max_minutes=None,  # or a slow machine would cut the steps
+        optimizer=config.optimizer,
     )  # fmt: skip
     if config.downstream:
         tuning = start(

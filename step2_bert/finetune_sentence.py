@@ -135,6 +135,7 @@ def main(config: Config) -> None:
         model={"name": config.model, "parameters": sum(p.numel() for p in model.parameters())},
         train_sentences=len(rows),
         test_sentences=len(test_rows),
+        scores_per_seed=scores,
         tokens=tokens,
         seconds=round(seconds, 1),
         tokens_per_second=round(tokens / max(seconds, 1e-9)),

@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from common import batching, cli, data, engine, runs
 from common.cli import UserError
 from step1_transformer.budget import PlanFlags
@@ -39,8 +37,8 @@ class Config(engine.TrainConfig, PlanFlags):
     """Start from the weights of this Hugging Face directory instead of random ones."""
     embeddings: Literal["random", "counted"] = "random"
     """Where the embeddings of a new model start: random, or word vectors by counting neighbours."""
-    embedding_rate: float = 1.0
-    """Learning rate of the token embeddings under AdamW, as a share of the others'."""
+    embedding_rate: float | None = None
+    """AdamW's rate for token embeddings, as a share of it; default: 0.1 if counted, else 1."""
     mask_probability: float | None = None
     """Share of the tokens to predict in training; default, and for static masks: as prepared."""
     dropout: float = 0.1
@@ -60,7 +58,7 @@ PRESETS = {
                   log_every=5),
     "cpu": dict(max_minutes=5.0, batch_size=32, micro_batch_size=32, optimizer="muon",
                 learning_rate=2e-3, muon_learning_rate=0.01, dropout=0.0, mask_probability=0.4,
-                embeddings="counted", embedding_rate=0.1),
+                embeddings="counted"),
     "gpu": dict(size="mini", max_minutes=24.0, batch_size=256, micro_batch_size=256,
                 learning_rate=1e-3, dropout=0.1),
     # 900,000 of the paper's 1,000,000 steps; --plan prints how to do the rest, at length 512
@@ -76,6 +74,7 @@ def main(config: Config) -> None:
     if config.plan:
         return print_plan(config)
     cli.check(config, "embedding_rate", "0 or more", lambda share: share >= 0)
+    cli.check(config, "mask_probability", "above 0 and below 1", lambda share: 0 < share < 1)
     accelerator = engine.accelerator(config)
     main_process = accelerator.is_main_process
     run = runs.Run.open(config, f"step2_bert/pretrain-{config.preset}", main=main_process)
@@ -105,6 +104,7 @@ def main(config: Config) -> None:
     engine.seed_everything(config.seed)
     kind = BertForPreTraining if config.impl == "scratch" else HuggingFaceBert
     dropout = dict(dropout=config.dropout, attention_dropout=config.dropout)
+    counted = config.embeddings == "counted" and not config.init_from
     if config.init_from:
         start = kind.load(config.init_from)
         objective.check_fit(start, train, config.init_from)
@@ -113,16 +113,15 @@ def main(config: Config) -> None:
     else:
         shape = dict(vocab_size=train.vocab_size, max_seq_len=max(512, train.max_seq_len))
         model = kind(BertConfig.named(config.size, **shape, **dropout))
-        if config.embeddings == "counted" and not run.checkpoints():
+        if counted and main_process and not run.checkpoints():  # DDP hands them to the others
             from step2_bert import counting  # scikit-learn, which a GPU's image may lack
 
-            vectors = counting.token_vectors(train, chosen, model.config.d_model)
-            model.token_embedding.data.copy_(torch.from_numpy(vectors))
+            counting.fill(model.token_embedding, train, chosen)
     if not config.nsp:
         model.untrained_parts = ("bert.pooler", "nsp")
 
-    table = model.token_embedding
-    shares = {n: config.embedding_rate for n, p in model.named_parameters() if p is table}
+    rate = (0.1 if counted else 1.0) if config.embedding_rate is None else config.embedding_rate
+    table = {n: rate for n, p in model.named_parameters() if p is model.token_embedding}
 
     # Train
     state = engine.train(
@@ -134,7 +133,7 @@ def main(config: Config) -> None:
         make_batch=make_batch,
         losses=objective.losses,
         evaluate=score,
-        build_optimizers=partial(engine.optimizers, config, share=lambda n: shares.get(n, 1.0)),
+        build_optimizers=partial(engine.optimizers, config, share=lambda n: table.get(n, 1.0)),
         tokenizer=train.tokenizer_dir,
         data_key=train.manifest["key"],
     )
@@ -146,7 +145,7 @@ def main(config: Config) -> None:
         baseline = objective.baseline_metrics(train, heldout)
         print(f"\n{objective.table(metrics, baseline, heldout)}\n")
         print(f"model:  {run.path}/model\ncurves: {run.plot()}")
-        name = f"BERT-{config.size}" + f", from {config.init_from}" * bool(config.init_from)
+        name = f"BERT from {config.init_from}" if config.init_from else f"BERT-{config.size}"
         run.result(
             step="step2_bert",
             script="pretrain",

@@ -71,7 +71,8 @@ class Samples:
         return MaskingOptions(**self.manifest["options"]["masking"])
 
     def masking_of(self, probability: float | None) -> MaskingOptions:
-        """The same with another share to predict, if one is given and masks are not static.
+        """The same with another share to predict, and a cap that lets it, if a share is given and
+        masks are not static.
 
         Raises UserError for a share that is none.
         """

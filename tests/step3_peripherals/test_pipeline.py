@@ -373,14 +373,15 @@ util = types.SimpleNamespace(
 RAY_ERRORS = "ObjectLostError RayActorError TaskCancelledError WorkerCrashedError"
 
 
-def test_ray_in_a_process_of_its_own(request):
+@pytest.mark.timeout(300)
+def test_ray_in_a_process_of_its_own():
     """Datatrove forks inside a thread, and may hang beside the threads of earlier tests."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         pytest.skip("the next test is not beside others")
     alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     one = f"{__file__}::{test_ray_runs_the_same_blocks_and_names_what_failed.__name__}"
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", one]
-    done = subprocess.run(command, env=alone, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=alone, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
 
 
