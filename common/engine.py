@@ -164,13 +164,6 @@ def train(model: nn.Module, **parts: Any) -> State:
     return Trainer(model, **parts).train()
 
 
-def optimizers(config: TrainConfig, model: nn.Module, **more) -> list[torch.optim.Optimizer]:
-    """Those that `config` names; `more` goes to `optim.build`."""
-    more |= dict(betas=(0.9, config.adam_beta2), eps=config.adam_eps)
-    rates = dict(learning_rate=config.learning_rate, muon_learning_rate=config.muon_learning_rate)
-    return optim.build(config.optimizer, model, **rates, weight_decay=config.weight_decay, **more)
-
-
 @dataclass
 class Trainer:
     """The loop's parts, in the order in which `train` uses them."""
@@ -216,7 +209,7 @@ class Trainer:
             accelerator.init_trackers(self.run.path.name, settings)
         if checkpoint:
             model.load_state_dict(type(model).load(checkpoint).state_dict())
-        built = (self.build_optimizers or partial(optimizers, config))(model)
+        built = (self.build_optimizers or self._named_optimizers)(model)
         for group in (group for optimizer in built for group in optimizer.param_groups):
             group["peak_lr"] = group["lr"]
         if config.compile:
@@ -226,6 +219,11 @@ class Trainer:
             self._restore(checkpoint)
         elif config.resume:
             self.run.rewind(-1)
+
+    def _named_optimizers(self, model: nn.Module) -> list[torch.optim.Optimizer]:
+        c = self.config
+        adam = dict(betas=(0.9, c.adam_beta2), eps=c.adam_eps, weight_decay=c.weight_decay)
+        return optim.build(c.optimizer, model, c.learning_rate, c.muon_learning_rate, **adam)
 
     # -- the loop --------------------------------------------------------------------------
 

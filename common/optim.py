@@ -6,8 +6,7 @@ the step alone gives back the learning rate.
 
 import math
 import re
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -18,17 +17,16 @@ OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("linear", "cosine", "inverse_sqrt", "wsd", "constant")
 
 
-def groups(
-    parameters: dict[str, nn.Parameter], learning_rate: float, weight_decay: float, share: Callable
-) -> list[dict]:
-    """A parameter learns at `share(name)` times the rate. Matrices decay, vectors do not.
+def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict]:
+    """Two parameter groups: matrices decay, vectors (biases, norm gains) do not.
 
     Devlin et al. (2019) exclude biases and LayerNorm from weight decay; both are 1-d.
     """
-    found = defaultdict(list)
-    for name, p in parameters.items():
-        found[share(name) * learning_rate, weight_decay * (p.ndim > 1)].append(p)
-    return [{"params": part, "lr": lr, "weight_decay": wd} for (lr, wd), part in found.items()]
+    parameters = list(parameters)
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
 
 
 def build(
@@ -40,9 +38,8 @@ def build(
     weight_decay: float = 0.01,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-6,
-    share: Callable[[str], float] = lambda name: 1.0,
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers of a run: one for `adamw`, two for `muon`; `share` as in `groups`, for AdamW.
+    """The optimizers of a run: one for `adamw`, two for `muon`.
 
     Muon (orthogonalised momentum, `torch.optim.Muon`) takes the weight matrices inside the
     layers; embeddings, output heads and vectors stay with AdamW. Raises UserError if the model
@@ -57,12 +54,13 @@ def build(
             raise UserError("--optimizer muon found no weight matrix in layers; use adamw")
     elif name != "adamw":
         raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(OPTIMIZERS)}")
-    others = {n: p for n, p in parameters.items() if n not in hidden}
-    split = groups(others, learning_rate, weight_decay, share)
-    adam = torch.optim.AdamW(split, lr=learning_rate, betas=betas, eps=eps, fused=True)
-    if hidden:
-        muon = torch.optim.Muon(hidden.values(), lr=muon_learning_rate, weight_decay=weight_decay)
-    return [adam, muon] if hidden else [adam]
+    others = (p for n, p in parameters.items() if n not in hidden)
+    groups = decay_groups(others, weight_decay)
+    adam = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=True)
+    if not hidden:
+        return [adam]
+    rate, matrices = muon_learning_rate, hidden.values()
+    return [adam, torch.optim.Muon(matrices, lr=rate, weight_decay=weight_decay)]
 
 
 def schedule(

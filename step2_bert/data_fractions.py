@@ -120,12 +120,16 @@ def main(config: Config) -> None:
 
 
 def pretrain(config: Config, share: float, steps: int, folder: Path, budget: subruns.Slice) -> dict:
-    """The result of one share after `steps`, the accuracy of its fine-tuning among its metrics."""
+    """The result of one share after `steps`, the accuracy of its fine-tuning among its metrics.
+
+    As in the paper embeddings start at random and the data decides the masks, in every preset.
+    """
     found = start(
         "pretrain.py", folder, budget, preset=config.preset, data=config.data, size=config.size,
         fraction=share, max_steps=steps, batch_size=config.batch_size, dropout=0.0,
         micro_batch_size=config.batch_size, learning_rate=config.learning_rate, seed=config.seed,
-        optimizer=config.optimizer,
+        optimizer=config.optimizer, muon_learning_rate=0.02, embeddings="random",
+        mask_probability=None,
     )  # fmt: skip
     if config.downstream:
         tuning = start(

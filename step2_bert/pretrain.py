@@ -9,7 +9,6 @@ accelerate launch --num_processes 8 step2_bert/pretrain.py --preset paper --data
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -37,8 +36,6 @@ class Config(engine.TrainConfig, PlanFlags):
     """Start from the weights of this Hugging Face directory instead of random ones."""
     embeddings: Literal["random", "counted"] = "random"
     """Where the embeddings of a new model start: random, or word vectors by counting neighbours."""
-    embedding_rate: float | None = None
-    """AdamW's rate for token embeddings, as a share of it; default: 0.1 if counted, else 1."""
     mask_probability: float | None = None
     """Share of the tokens to predict in training; default, and for static masks: as prepared."""
     dropout: float = 0.1
@@ -73,7 +70,6 @@ PRESETS = {
 def main(config: Config) -> None:
     if config.plan:
         return print_plan(config)
-    cli.check(config, "embedding_rate", "0 or more", lambda share: share >= 0)
     cli.check(config, "mask_probability", "above 0 and below 1", lambda share: 0 < share < 1)
     accelerator = engine.accelerator(config)
     main_process = accelerator.is_main_process
@@ -104,7 +100,6 @@ def main(config: Config) -> None:
     engine.seed_everything(config.seed)
     kind = BertForPreTraining if config.impl == "scratch" else HuggingFaceBert
     dropout = dict(dropout=config.dropout, attention_dropout=config.dropout)
-    counted = config.embeddings == "counted" and not config.init_from
     if config.init_from:
         start = kind.load(config.init_from)
         objective.check_fit(start, train, config.init_from)
@@ -113,15 +108,13 @@ def main(config: Config) -> None:
     else:
         shape = dict(vocab_size=train.vocab_size, max_seq_len=max(512, train.max_seq_len))
         model = kind(BertConfig.named(config.size, **shape, **dropout))
-        if counted and main_process and not run.checkpoints():  # DDP hands them to the others
+        if config.embeddings == "counted" and main_process and not run.checkpoints():
             from step2_bert import counting  # scikit-learn, which a GPU's image may lack
 
+            # DDP hands them to the other processes
             counting.fill(model.token_embedding, train, chosen)
     if not config.nsp:
         model.untrained_parts = ("bert.pooler", "nsp")
-
-    rate = (0.1 if counted else 1.0) if config.embedding_rate is None else config.embedding_rate
-    table = {n: rate for n, p in model.named_parameters() if p is model.token_embedding}
 
     # Train
     state = engine.train(
@@ -133,7 +126,6 @@ def main(config: Config) -> None:
         make_batch=make_batch,
         losses=objective.losses,
         evaluate=score,
-        build_optimizers=partial(engine.optimizers, config, share=lambda n: table.get(n, 1.0)),
         tokenizer=train.tokenizer_dir,
         data_key=train.manifest["key"],
     )

@@ -8,6 +8,7 @@
 """
 
 import re
+from collections import defaultdict
 
 import torch
 from torch import nn
@@ -62,12 +63,16 @@ def build_optimizers(
     So the head learns at the full rate, the embeddings at the lowest.
     """
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    by_depth = defaultdict(list)
     n_layers = count_layers(model) if layer_decay != 1 else 0
-
-    def share(name: str) -> float:
-        return layer_decay ** (n_layers + 1 - depth(name, n_layers))
-
-    groups = optim.groups(parameters, learning_rate, weight_decay, share)
+    for name, parameter in parameters.items():
+        by_depth[depth(name, n_layers) if layer_decay != 1 else 1].append(parameter)
+    groups = [
+        group | {"lr": learning_rate * layer_decay ** (n_layers + 1 - k)}
+        for k, members in sorted(by_depth.items())
+        for group in optim.decay_groups(members, weight_decay)
+        if group["params"]
+    ]
     kind = torch.optim.AdamW if bias_correction else BertAdam
     return [kind(groups, lr=learning_rate, betas=betas, eps=eps, fused=True)]
 

@@ -32,19 +32,9 @@ def test_schedules_have_their_shapes():
 
 def test_vectors_do_not_decay():
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
-    decayed, spared = optim.groups(dict(model.named_parameters()), 1e-3, 0.1, lambda name: 1.0)
+    decayed, spared = optim.decay_groups(model.parameters(), 0.1)
     assert [p.ndim for p in decayed["params"]] == [2] and decayed["weight_decay"] == 0.1
     assert len(spared["params"]) == 3 and spared["weight_decay"] == 0.0
-    assert decayed["lr"] == spared["lr"] == 1e-3
-
-
-def test_a_name_learns_at_its_share_of_the_rate():
-    model = nn.ModuleDict({"layers": nn.Linear(4, 4), "head": nn.Linear(4, 9)})
-    adamw, muon = optim.build("muon", model, 1e-3, share=lambda name: 0.1 ** ("head.w" in name))
-    rates = {id(p): group["lr"] for group in adamw.param_groups for p in group["params"]}
-    assert rates[id(model["head"].weight)] == pytest.approx(1e-4)
-    assert rates[id(model["head"].bias)] == rates[id(model["layers"].bias)] == 1e-3
-    assert {group["lr"] for group in muon.param_groups} == {0.02}
 
 
 def test_muon_takes_the_matrices_inside_layers_only():

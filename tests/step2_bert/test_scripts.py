@@ -194,18 +194,17 @@ def test_another_run_may_start_from_the_weights(trained, data, tmp_path):
 
 
 @pytest.mark.parametrize("impl", ["scratch", "hf"])
-def test_embeddings_can_start_from_counting_and_learn_slowly(data, tmp_path, impl):
+def test_embeddings_can_start_from_counting(data, tmp_path, impl):
     flags = [*SMALL, "--data", data, "--impl", impl, "--embeddings", "counted"]
     assert call("pretrain", *flags, "--learning-rate", "0", "--out", tmp_path / "still") == 0
-    assert call("pretrain", *flags, "--embedding-rate", "0", "--out", tmp_path / "moved") == 0
+    assert call("pretrain", *flags, "--out", tmp_path / "moved") == 0
     samples = Samples.open(data)
     vectors = counting.token_vectors(samples, np.arange(len(samples)), 128)
-    tables = [
+    still, moved = (
         BertForPreTraining.load(tmp_path / name / "model").token_embedding.detach().numpy()
         for name in ("still", "moved")
-    ]
-    assert np.array_equal(*tables) and np.array_equal(tables[0], vectors)
-    assert not torch.equal(weights(tmp_path / "still"), weights(tmp_path / "moved"))
+    )
+    assert np.array_equal(still, vectors) and not np.array_equal(moved, vectors)
 
 
 def test_the_share_of_masks_can_be_another_in_training(data, tmp_path, capfd):
