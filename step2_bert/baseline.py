@@ -87,7 +87,7 @@ class MaskedBert(BertForPreTraining):
     ) -> BertOutput:
         """The loss path of `BertForPreTraining.forward`; shapes as there."""
         hidden, pooled = self.bert(input_ids, attention_mask, token_type_ids)
-        flat, embedding = hidden.flatten(0, 1), self.bert.embeddings.token.weight
+        flat, embedding = hidden.flatten(0, 1), self.token_embedding
         if self.everywhere:
             scores = self.mlm(flat, embedding).float()
             labels = torch.full((len(scores),), -100, device=scores.device)

@@ -25,7 +25,7 @@ from common.runs import metric
 from step1_transformer.budget import DEVICES
 from step2_bert import clock
 from step2_bert.budget import flops_per_token
-from step2_bert.model import BertConfig
+from step2_bert.model import BertForPreTraining
 from step2_bert.samples import Samples
 
 PRESETS = {"smoke": dict(steps=3, rounds=1), "cpu": {}, "gpu": dict(size="base", batch_size=256)}
@@ -55,7 +55,7 @@ def main(config: clock.Config) -> None:
     print(f"\nBERT-{config.size}, {shape}, dropout {config.dropout}")
     print(f"{'system':30} {'ms/step':>8} {'tokens/s':>9} {'ratio':>7} {'memory':>9} {'loss':>7}")
     for name, row in rows.items():
-        row["mfu"] = utilisation(model.config, samples, row)
+        row["mfu"] = utilisation(model, samples, row)
         row["ratio"] = row["tokens_per_second"] / rows[baseline]["tokens_per_second"]
         print(
             f"{name:30} {row['ms']:8.1f} {row['tokens_per_second']:9,.0f} {row['ratio']:6.2f}x "
@@ -100,14 +100,14 @@ def main(config: clock.Config) -> None:
     )
 
 
-def utilisation(shape: BertConfig, samples: Samples, row: dict[str, Any]) -> float | None:
+def utilisation(model: BertForPreTraining, samples: Samples, row: dict[str, Any]) -> float | None:
     """Model FLOPs utilisation (Chowdhery et al. 2022, appendix B): the FLOPs a second that the
     model needs, as a share of the dense bf16 peak of this GPU. None on other devices."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     name = name.lower().replace(" ", "")
     known = (d.tflops for key, d in DEVICES.items() if re.search(rf"{key}(?!\d)", name))
     peak = next(known, None)
-    flops = flops_per_token(shape, samples.max_seq_len, samples.masking.probability)
+    flops = flops_per_token(model, samples.max_seq_len, samples.masking.probability)
     return peak and row["tokens_per_second"] * flops / (peak * 1e12)
 
 

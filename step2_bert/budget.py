@@ -7,10 +7,9 @@ from step2_bert.masking import usual_predictions
 from step2_bert.model import BertConfig, BertForPreTraining
 
 
-def flops_per_token(bert: BertConfig, seq_len: int, masked: float) -> float:
+def flops_per_token(model: BertForPreTraining, seq_len: int, masked: float) -> float:
     """Training FLOPs a token: the layers, and the head at the share `masked` of the positions."""
-    with torch.device("meta"):  # shapes without memory
-        matrices = sum(p.numel() for p in BertForPreTraining(bert).bert.layers.parameters())
+    bert, matrices = model.config, sum(p.numel() for p in model.bert.layers.parameters())
     head = bert.d_model * (bert.vocab_size + bert.d_model)
     return transformer_flops(matrices, bert.n_layers, bert.d_model, seq_len) + 6 * head * masked
 
@@ -30,7 +29,7 @@ def print_plan(config) -> None:
     total = 0.0
     for share, seq_len in ((1 - config.long_share, config.max_seq_len), (config.long_share, 512)):
         tokens = share * steps * config.batch_size * seq_len
-        flops = tokens * flops_per_token(bert, seq_len, config.mask_probability or 0.15)
+        flops = tokens * flops_per_token(model, seq_len, config.mask_probability or 0.15)
         total += flops
         if share:
             print(

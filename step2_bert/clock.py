@@ -10,7 +10,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -22,7 +22,7 @@ from common import batching, cli, engine, optim, runs
 from step1_transformer import attention, layers
 from step2_bert import objective
 from step2_bert.baseline import DenseBert, HuggingFaceBert, MaskedBert
-from step2_bert.model import BertConfig, BertForPreTraining
+from step2_bert.model import BertConfig, BertForPreTraining, Size
 from step2_bert.samples import Samples
 
 WARM = 4  # steps before the clock starts
@@ -61,7 +61,7 @@ LADDER = {
 class Config(cli.RunConfig):
     data: str = ""
     """Directory made by prepare.py."""
-    size: Literal["tiny", "mini", "small", "medium", "base", "large"] = "tiny"
+    size: Size = "tiny"
     """Shape of the model."""
     batch_size: int = 32
     """Samples in a step."""

@@ -10,10 +10,10 @@ Each part is an ordinary run of pretrain.py or finetune_sentence.py and is conti
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from common import cli, runs, subruns
 from common.cli import UserError
+from step2_bert.model import Size
 
 SCRIPTS = Path(__file__).resolve().parent
 
@@ -29,7 +29,7 @@ TITLES = {
 class Config(cli.RunConfig):
     data: str = ""
     """Directory made by prepare.py."""
-    size: Literal["tiny", "mini", "small", "medium", "base", "large"] = "tiny"
+    size: Size = "tiny"
     """Shape of the model."""
     fractions: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 1.0)
     """Shares of the training samples."""

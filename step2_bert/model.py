@@ -7,7 +7,7 @@ sequences, T tokens, d = d_model, h heads, V = vocab_size, M masked positions in
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ SIZES = {  # name: (n_layers, d_model, n_heads); base and large: section 3, the 
     "base": (12, 768, 12),
     "large": (24, 1024, 16),
 }
+Size = Literal["tiny", "mini", "small", "medium", "base", "large"]
 
 
 @dataclass

@@ -18,7 +18,7 @@ from step1_transformer.budget import PlanFlags
 from step2_bert import corpus, objective
 from step2_bert.baseline import HuggingFaceBert
 from step2_bert.budget import print_plan
-from step2_bert.model import BertConfig, BertForPreTraining
+from step2_bert.model import BertConfig, BertForPreTraining, Size
 from step2_bert.samples import Samples
 
 
@@ -26,7 +26,7 @@ from step2_bert.samples import Samples
 class Config(engine.TrainConfig, PlanFlags):
     data: str = "sotu+imdb"
     """A directory made by prepare.py; or a name, file or folder, which is then prepared first."""
-    size: Literal["tiny", "mini", "small", "medium", "base", "large"] = "tiny"
+    size: Size = "tiny"
     """Shape of the model: tiny 4 M parameters, mini 11 M, small 29 M, base 110 M, large 335 M."""
     impl: Literal["scratch", "hf"] = "scratch"
     """Our BERT, or the one of transformers."""

@@ -138,23 +138,35 @@ def test_the_readme_shows_what_make_run_does():
     assert len(commands) == 7 and "\n".join(commands) in (ROOT / "README.md").read_text()
 
 
+def kept(name):
+    """The metrics of a kept result."""
+    return json.loads((ROOT / "notes" / "results" / f"{name}.json").read_text())["metrics"]
+
+
 def test_the_readme_shows_what_make_run_printed():
-    readme = (ROOT / "README.md").read_text()
-    kept = {
-        name: json.loads((ROOT / f"notes/results/step2_bert-tour-{name}.json").read_text())[
-            "metrics"
-        ]
-        for name in ("evaluate", "rt-random", "rt-pretrained")
-    }
+    readme, scores = (ROOT / "README.md").read_text(), kept("step2_bert-tour-evaluate")
     for metric, title in (("mlm_loss", "MLM loss (nats)"), ("nsp_accuracy", "NSP accuracy (%)")):
-        ours, baseline = (
-            kept["evaluate"][name]["value"] for name in (metric, f"baseline_{metric}")
-        )
+        ours, baseline = (scores[name]["value"] for name in (metric, f"baseline_{metric}"))
         assert f"{title:28}{ours:12.3f}{baseline:12.3f}\n" in readme
     for start in ("random", "pretrained"):
-        accuracy = kept[f"rt-{start}"]["accuracy"]
+        accuracy = kept(f"step2_bert-tour-rt-{start}")["accuracy"]
         told = f"  BERT, {start} weights, {accuracy['n']} seeds"
         assert f"{told:38} {accuracy['value']:.2f} ± {accuracy['sd']:.2f}\n" in readme
+
+
+def test_the_notes_tell_what_a_pretraining_is_worth():
+    notes = (ROOT / "step2_bert" / "notes.md").read_text()
+    rows = {  # fine-tuned from: what pretraining gave, if any
+        "ablation-rt-random-ten-seeds": None,
+        "ablation-rt-counted": None,
+        "ablation-rt-random-embeddings": "ablation-random-embeddings",
+        "ablation-rt-pretrained-ten-seeds": "tour-pretrain",
+    }
+    for tuned, pretrained in rows.items():
+        accuracy = kept(f"step2_bert-{tuned}")["accuracy"]
+        loss = kept(f"step2_bert-{pretrained}")["mlm_loss"] if pretrained else None
+        told = f"{loss['value']:.2f}" if loss else "–"
+        assert f"| {told} | {accuracy['value']:.1f} ± {accuracy['sd']:.1f} |\n" in notes
 
 
 TO_REPEAT_IT = {

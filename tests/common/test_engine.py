@@ -141,7 +141,7 @@ def ended_with_the_test(command, **options):
 def test_two_processes_stop_together_and_go_on(tmp_path, one_batch):
     flags = ["--out", tmp_path / "run", "--resume"]
     stopped = call(TWO, *flags, "--slice-minutes", "1e-9")
-    assert "stopped at step 1, saved" in stopped.stderr
+    assert 1 <= stopped.stderr.count("stopped at step 1, saved") <= 2
     assert call(TWO, *flags).returncode == 0
     assert torch.allclose(weights(tmp_path / "run"), one_batch[0], rtol=0, atol=1e-9)
     assert [e["step"] for e in scores(tmp_path / "run")] == [e["step"] for e in one_batch[1]]
@@ -155,7 +155,7 @@ def test_a_signal_to_one_of_two_processes_stops_both(tmp_path):
         children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
         os.kill(int(children[-1]), signal.SIGTERM)
         _, told = launcher.communicate(timeout=60)
-    assert "stopped at step" in told  # by one of them at least: the launcher ends the other
+    assert 1 <= told.count("stopped at step") <= 2  # the launcher may end one before it speaks
     assert f"saved {checkpoints(out)[-1]}" in told
 
 
@@ -274,7 +274,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, command):
     done = call(command, "--out", out, "--max-steps", 5, preexec_fn=limit, env=env)
     kept = out / "checkpoints" / "step-00000000"
     told = [line for line in done.stderr.splitlines() if "cannot write a checkpoint" in line]
-    assert told  # of two processes one may be ended by the launcher before it has spoken
+    # Of two processes one may be ended by the launcher before it has spoken
+    assert 1 <= len(told) <= (1 if command is TOY else 2)
     assert told[0].startswith("error: ") and told[0].endswith(f"{kept} is complete")
     assert done.returncode != 0 and "Traceback" not in done.stderr.split("torch/distributed")[0]
     assert list((out / "checkpoints").iterdir()) == [kept]

@@ -1,9 +1,7 @@
 """Word vectors by counting, against a count in plain Python and an exact decomposition."""
 
-import json
 import math
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,23 +91,3 @@ def test_vectors_have_one_length_also_without_company(samples):
 def test_more_directions_than_tokens_are_an_error(samples):
     with pytest.raises(UserError, match="300 tokens cannot be told apart in 301 directions"):
         counting.token_vectors(samples, np.arange(len(samples)), 301)
-
-
-def test_the_notes_tell_what_was_measured_of_it():
-    root = Path(__file__).resolve().parents[2]
-    notes = (root / "step2_bert" / "notes.md").read_text()
-
-    def kept(name):
-        file = root / "notes" / "results" / f"step2_bert-{name}.json"
-        return json.loads(file.read_text())["metrics"]
-
-    rows = {  # fine-tuned from: what pretraining gave, if any
-        "ablation-rt-random-ten-seeds": None,
-        "ablation-rt-counted": None,
-        "ablation-rt-random-embeddings": "ablation-random-embeddings",
-        "ablation-rt-pretrained-ten-seeds": "tour-pretrain",
-    }
-    for tuned, pretrained in rows.items():
-        accuracy = kept(tuned)["accuracy"]
-        loss = f"{kept(pretrained)['mlm_loss']['value']:.2f}" if pretrained else "–"
-        assert f"| {loss} | {accuracy['value']:.1f} ± {accuracy['sd']:.1f} |\n" in notes
