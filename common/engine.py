@@ -38,6 +38,7 @@ from torch import nn
 from common import batching, cli, optim
 from common.cli import UserError
 from common.runs import Run, in_order, progress, say, words
+from common.subruns import LIBC
 
 Batch = dict[str, Any]
 Losses = Callable[[nn.Module, Batch], dict[str, torch.Tensor]]
@@ -133,6 +134,14 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def keep_memory() -> None:
+    """Have glibc reuse what the process has freed. It gives large blocks back to the system, and
+    then every step waits for the same pages to be cleared again. No effect elsewhere."""
+    if hasattr(LIBC, "mallopt"):
+        LIBC.mallopt(-4, 0)  # M_MMAP_MAX: no block of its own for a large tensor
+        LIBC.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
+
+
 def accelerator(config: cli.RunConfig):
     """The process group, device and trackers of this run, from `accelerate`."""
     from accelerate import Accelerator
@@ -195,6 +204,7 @@ class Trainer:
         config, accelerator, model = self.config, self.accelerator, self.model
         self.world, self.rank = accelerator.num_processes, accelerator.process_index
         self.device = accelerator.device
+        keep_memory()
         # What processes tell each other beside gradients goes over the host: no device waits
         self.hosts = dist.new_group(backend="gloo") if self.world > 1 else None
         self.state = State(config_digest=_digest(config), data_key=self.data_key)
@@ -283,8 +293,7 @@ class Trainer:
                     bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)
                     bar.update(state.step - bar.n)
                     state.first_loss = loss if state.first_loss is None else state.first_loss
-                    risen = loss > state.first_loss + 2
-                    state.bad_windows = state.bad_windows + 1 if risen else 0
+                    state.bad_windows = (loss > state.first_loss + 2) * (state.bad_windows + 1)
                     if not math.isfinite(loss + norm) or state.bad_windows >= 3:
                         self._diverged(loss)
                     self.sums, state.counts = Counter(), Counter()
@@ -396,11 +405,9 @@ class Trainer:
             fitting = max(10, int(0.97 * budget / seconds[state.precision]))
             steps = fitting if config.max_steps is None else min(fitting, steps)
         state.total_steps, state.precision = self._from_main(steps, state.precision)
-        parameters = sum(p.numel() for p in self.plain.parameters())
-        self._say(
-            f"{parameters / 1e6:.2f} M parameters · {state.total_steps:,} steps of "
-            f"{self.batches.size} · {self.world} process(es) on {self.device}"
-        )
+        size = f"{sum(p.numel() for p in self.plain.parameters()) / 1e6:.2f} M parameters"
+        where = f"{self.world} process(es) on {self.device}"
+        self._say(f"{size} · {state.total_steps:,} steps of {self.batches.size} · {where}")
 
     def _measure(self, precision: str, warm: int = 2, repeats: int = 6) -> float:
         """Median seconds of an optimizer step that changes nothing (learning rate zero)."""

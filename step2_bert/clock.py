@@ -37,6 +37,7 @@ class System:
     attention: str = "auto"  # explicit on a CPU, fused on a GPU
     own_dropout: bool = True
     buckets: bool = True
+    keep_memory: bool = True
 
 
 SYSTEMS = {
@@ -46,14 +47,17 @@ SYSTEMS = {
 }
 LADDER = {
     "trainer-fp32": System(None, "fp32"),
-    "transformers model, our loop": System(HuggingFaceBert, "fp32", buckets=False),
-    "our model, all positions": System(DenseBert, "fp32", "fused", False, False),
-    "+ masked positions only": System(MaskedBert, "fp32", "fused", False, False),
-    "+ bf16": System(MaskedBert, "bf16", "fused", False, False),
-    "+ loss in one with its product": System(BertForPreTraining, "bf16", "fused", False, False),
-    "+ attention written out": System(BertForPreTraining, "bf16", "auto", False, False),
-    "+ 16-bit dropout": System(BertForPreTraining, "bf16", "auto", True, False),
-    "+ length buckets (= ours)": System(),
+    "transformers model, our loop": System(HuggingFaceBert, "fp32", "auto", True, False, False),
+    "our model, all positions": System(DenseBert, "fp32", "fused", False, False, False),
+    "+ masked positions only": System(MaskedBert, "fp32", "fused", False, False, False),
+    "+ bf16": System(MaskedBert, "bf16", "fused", False, False, False),
+    "+ loss in one with its product": System(
+        BertForPreTraining, "bf16", "fused", False, False, False
+    ),
+    "+ attention written out": System(BertForPreTraining, "bf16", "auto", False, False, False),
+    "+ 16-bit dropout": System(BertForPreTraining, "bf16", "auto", True, False, False),
+    "+ length buckets": System(keep_memory=False),
+    "+ freed memory kept (= ours)": System(),
 }
 
 
@@ -105,7 +109,12 @@ def measure(config: Config, system: System) -> dict[str, Any]:
         order = batching.Batches(samples.lengths, batch_size=config.batch_size, seed=config.seed)
         model = initial(config, samples, system.attention)
         drop = attention.drop if system.own_dropout else F.dropout
-        with patch.object(attention, "drop", drop), patch.object(layers, "drop", drop):
+        keep = engine.keep_memory if system.keep_memory else (lambda: None)
+        with (
+            patch.object(attention, "drop", drop),
+            patch.object(layers, "drop", drop),
+            patch.object(engine, "keep_memory", keep),
+        ):
             if system.model is None:
                 steps = _trainer(model, train, samples, order, watch)
             else:

@@ -383,3 +383,24 @@ def test_a_finished_checkpoint_is_complete(tmp_path):
     saved = Run(tmp_path / "run").checkpoints()[-1]
     state = json.loads((saved / "trainer" / "state.json").read_text())
     assert state["step"] == state["total_steps"] == 4
+
+
+@pytest.mark.skipif(not hasattr(engine.LIBC, "mallopt"), reason="no glibc")
+def test_freed_memory_is_kept():
+    """Page faults of a large tensor made again and again, in a process that nothing has warmed."""
+    code = """
+import resource, torch
+from common import engine
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(3):
+        torch.zeros(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+first = faults()
+engine.keep_memory()
+faults()
+print(first, faults())
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = map(int, told.stdout.split())
+    assert after < before / 10
