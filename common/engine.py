@@ -106,7 +106,8 @@ RULES = {
     "above 0": (lambda x: x > 0, "batch_size micro_batch_size max_steps eval_every log_every "
                 "max_minutes slice_minutes"),
     "0 or more": (lambda x: x >= 0, "learning_rate muon_learning_rate weight_decay max_grad_norm"),
-    "between 0 and 1": (lambda x: 0 <= x <= 1, "warmup_ratio min_lr_ratio adam_beta2"),
+    "between 0 and 1": (lambda x: 0 <= x <= 1, "warmup_ratio min_lr_ratio"),
+    "0 or more and below 1": (lambda x: 0 <= x < 1, "adam_beta2"),
 }  # fmt: skip
 
 
@@ -530,7 +531,8 @@ class Trainer:
             files = sorted(checkpoint.glob("trainer/optimizer-*.safetensors"))
             flat = [load_file(file) for file in files]
         except Exception as error:
-            raise UserError(f"{checkpoint}/trainer cannot be read ({error})") from None
+            told = f"{checkpoint}/trainer cannot be read ({error}); delete {checkpoint} and resume"
+            raise UserError(f"{told} from the one before") from None
         for key, kind in (("config_digest", "settings"), ("data_key", "data")):
             if stored[key] != getattr(self.state, key):
                 raise UserError(

@@ -161,13 +161,12 @@ def build_rows(results: Iterable[Result], reported: dict) -> list[Row]:
     return rows
 
 
-def brief(rows: list[Row]) -> list[Row]:
-    """What README.md has room for: of each result the compared metrics, or else its first."""
+def compared(rows: list[Row]) -> list[Row]:
+    """What README.md has room for: of each result what stands beside a reported number."""
     chosen = []
-    for _, group in groupby(rows, key=lambda row: row.result.path):
-        group = list(group)
-        compared = [row for row in group if row.reported] or group[:1]
-        chosen += [replace(row, first=i == 0) for i, row in enumerate(compared)]
+    beside = (row for row in rows if row.reported)
+    for _, group in groupby(beside, key=lambda row: row.result.path):
+        chosen += [replace(row, first=i == 0) for i, row in enumerate(group)]
     return chosen
 
 
@@ -272,7 +271,7 @@ def documents(root: Path, rows: list[Row]) -> dict[Path, str]:
     """README.md and every step's notes.md, as they should read."""
     texts = {}
     for path in [root / "README.md", *sorted(root.glob("step*/notes.md"))]:
-        step, blocks = path.parent.name, {"results": markdown(brief(rows), root)}
+        step, blocks = path.parent.name, {"results": markdown(compared(rows), root)}
         if path.parent != root:
             own = [row for row in rows if row.result.values["step"] == step]
             blocks = {f"results:{step}": markdown(own, path.parent)}
@@ -297,9 +296,10 @@ def keep(run: Path, root: Path, name: str = "", compare_to: tuple[str, ...] = ()
     check(kept, result.values, reported)
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_json(kept, result.values)
-    if result.curves:
-        (root / "notes" / "figures").mkdir(exist_ok=True)
-        shutil.copyfile(result.curves, root / "notes" / "figures" / f"{title}.png")
+    for drawn in run.glob("curves*.png"):
+        figure = root / "notes" / "figures" / (title + drawn.name.removeprefix("curves"))
+        figure.parent.mkdir(exist_ok=True)
+        shutil.copyfile(drawn, figure)
     return kept
 
 
@@ -329,7 +329,7 @@ def main(config: Config) -> None:
         write_text(path, text)
         print(f"updated {path}")
     steps = {row.result.values["step"] for row in fresh}
-    beside = brief([row for row in rows if row.reported and row.result.values["step"] in steps])
+    beside = compared([row for row in rows if row.result.values["step"] in steps])
     show(beside + fresh if runs else rows)  # last, and so in view, what was measured here
     if config.html:
         Path(config.html).parent.mkdir(parents=True, exist_ok=True)

@@ -266,6 +266,19 @@ def test_missing_and_unreadable_files_are_errors(tmp_path):
         list(data.documents(source))
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz"])
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch, name):
+    """Its mode would not stop a test that runs as root."""
+    source = data.resolve(str(write(tmp_path / name)))
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(UserError, match=rf"{name}: cannot be read \(Permission denied\)"):
+        list(data.documents(source))
+
+
 def test_a_table_row_of_another_width_is_an_error(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\nfine,1\nbad,1,2\n")
     with pytest.raises(UserError, match=r"a\.csv:3: 3 columns instead of 2"):

@@ -289,6 +289,15 @@ def test_what_a_killed_save_left_is_removed(tmp_path):
     assert checkpoints(tmp_path / "run") and not left.exists()
 
 
+@pytest.mark.parametrize("name", ["state.json", "optimizer-0.safetensors"])
+def test_a_truncated_checkpoint_is_not_resumed(tmp_path, name):
+    run(tmp_path / "run", max_steps=2)
+    file = checkpoints(tmp_path / "run")[-1] / "trainer" / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match=f"{file.parent} cannot be read"):
+        run(tmp_path / "run", max_steps=2, resume=True)
+
+
 def poison(monkeypatch, after, change):
     """Let `change(loss, model)` replace the losses from the `after`th batch of training on."""
     real, seen = toy.losses, Counter()
@@ -363,6 +372,7 @@ def test_measuring_changes_nothing(tmp_path, one_batch):
         {"weight_decay": -0.1},
         {"warmup_ratio": 1.5},
         {"min_lr_ratio": -0.1},
+        {"adam_beta2": 1.0},
     ],
 )
 def test_impossible_settings_are_refused(flags):
@@ -396,10 +406,9 @@ def faults():
     for _ in range(3):
         torch.zeros(2**24)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-first = faults()
+print(min(faults() for _ in range(3)))
 engine.keep_memory()
-faults()
-print(first, faults())
+print(min(faults() for _ in range(20)))  # the first still move: the heap is in pieces
 """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     before, after = map(int, told.stdout.split())

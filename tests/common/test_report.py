@@ -232,10 +232,13 @@ def test_a_missing_folder_of_runs_is_an_error(root):
 def test_keep_copies_result_and_curves(root):
     run_dir = write(root / "runs" / "mini" / "result.json", compare_to=[]).parent
     (run_dir / "curves.png").write_bytes(PIXEL)
+    (run_dir / "curves-by-step.png").write_bytes(PIXEL + b"2")
     kept = report.keep(run_dir, root, "best", ("paper-loss",))
     assert kept == root / "notes" / "results" / "step2_bert-best.json"
     assert json.loads(kept.read_text())["compare_to"] == ["paper-loss"]
-    assert (root / "notes" / "figures" / "step2_bert-best.png").read_bytes() == PIXEL
+    figures = root / "notes" / "figures"
+    assert (figures / "step2_bert-best.png").read_bytes() == PIXEL
+    assert (figures / "step2_bert-best-by-step.png").read_bytes() == PIXEL + b"2"
     rows, _ = report.load_all(root)
     assert rows[0].result.curves == root / "notes" / "figures" / "step2_bert-best.png"
 

@@ -66,13 +66,12 @@ texts = st.lists(
 ).map("".join)
 surrogates = st.text(st.characters(categories=["Cs"]), min_size=1, max_size=3)
 broken = st.tuples(texts, surrogates | st.just("\ud83d\ude00"), texts).map("".join)
-few = functools.partial(settings, deadline=None, derandomize=True)
 
 
 # --- learning ------------------------------------------------------------------------------------
 
 
-@few(max_examples=300)
+@settings(max_examples=300)
 @given(
     words=st.one_of(
         st.lists(st.text(letters, min_size=1, max_size=30), min_size=1, max_size=10)
@@ -92,7 +91,7 @@ def test_merges_of_words(words, vocab_size, special_tokens, alphabet, min_freque
     assert ours == learned(library(split, [" ".join(words)], vocab_size, **options))
 
 
-@few(max_examples=100)
+@settings(max_examples=100)
 @given(
     words=st.lists(st.text("aaabbcde", min_size=1, max_size=20), min_size=1, max_size=10),
     limit=st.integers(1, 5),
@@ -104,7 +103,7 @@ def test_merges_with_a_limited_alphabet(words, limit):
     assert learn(Counter(words), 30, limit_alphabet=limit) == learned(theirs)
 
 
-@few(max_examples=60)
+@settings(max_examples=60)
 @given(corpus=st.lists(texts, min_size=1), more=st.integers(0, 80))
 def test_merges_of_bytes(corpus, more):
     assume(any(corpus))
@@ -168,7 +167,7 @@ def gpt2():
     )
 
 
-@few(max_examples=250)
+@settings(max_examples=250)
 @given(text=texts)
 def test_ids_of_any_text(text):
     ours, theirs = trained()
@@ -177,7 +176,7 @@ def test_ids_of_any_text(text):
     assert ours.decode(ours.encode(text)) == text
 
 
-@few(max_examples=150)
+@settings(max_examples=150)
 @given(text=broken)
 def test_ids_of_broken_surrogates_are_those_of_the_mended_text(text):
     """The library itself refuses such strings."""
@@ -193,7 +192,7 @@ def test_a_pair_of_surrogates_is_its_character_and_half_a_pair_is_u_fffd():
     assert valid_unicode("a\ud83d\ude00 \ud83d \ude00\ud83d文") == "a😀 \ufffd \ufffd\ufffd文"
 
 
-@few(max_examples=100)
+@settings(max_examples=100)
 @given(ids=st.lists(st.integers(0, 400)))
 def test_text_of_any_ids(ids):
     ours, theirs = trained()
@@ -201,7 +200,7 @@ def test_text_of_any_ids(ids):
 
 
 @needs_gpt2
-@few(max_examples=250)
+@settings(max_examples=250)
 @given(text=texts)
 def test_gpt2_ids_of_any_text(text):
     ours, theirs, hf = gpt2()
@@ -211,7 +210,7 @@ def test_gpt2_ids_of_any_text(text):
 
 
 @needs_gpt2
-@few(max_examples=150)
+@settings(max_examples=150)
 @given(text=broken)
 def test_gpt2_ids_of_broken_surrogates(text):
     ours, theirs, hf = gpt2()
@@ -220,7 +219,7 @@ def test_gpt2_ids_of_broken_surrogates(text):
 
 
 @needs_gpt2
-@few(max_examples=100)
+@settings(max_examples=100)
 @given(ids=st.lists(st.integers(0, 50256), max_size=30))
 def test_gpt2_text_of_any_ids(ids):
     ours, _, hf = gpt2()

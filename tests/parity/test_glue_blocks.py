@@ -21,7 +21,6 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from step4_finetune_glue import solutions
 
 torch.set_num_threads(1)
-few = partial(settings, deadline=None, derandomize=True)
 
 
 def pytest_generate_tests(metafunc):
@@ -55,7 +54,7 @@ binary = pairs(st.integers(0, 1), torch.long)
 scores = pairs(st.integers(-9, 9).map(lambda i: i / 4), torch.double)  # many ties
 
 
-@few(max_examples=30)
+@settings(max_examples=30)
 @given(binary)
 def test_accuracy_and_f1(block, pair):
     said, truth = pair
@@ -64,7 +63,7 @@ def test_accuracy_and_f1(block, pair):
     assert f1 == pytest.approx(sklearn.metrics.f1_score(truth, said, zero_division=0))
 
 
-@few(max_examples=30)
+@settings(max_examples=30)
 @given(binary)
 @pytest.mark.filterwarnings("ignore:A single label was found")
 def test_matthews_correlation(block, pair):
@@ -88,19 +87,19 @@ def check_correlation(ours, theirs, x, y):
         assert ours(x, y) == 0
 
 
-@few(max_examples=30)
+@settings(max_examples=30)
 @given(scores)
 def test_pearson_correlation(block, pair):
     check_correlation(block("pearson_correlation"), scipy.stats.pearsonr, *pair)
 
 
-@few(max_examples=30)
+@settings(max_examples=30)
 @given(scores)
 def test_spearman_correlation(block, pair):
     check_correlation(block("spearman_correlation"), scipy.stats.spearmanr, *pair)
 
 
-@few(max_examples=30)
+@settings(max_examples=30)
 @given(scores)
 def test_ranks_with_ties(block, pair):
     assert block("ranks_with_ties")(pair[0]).tolist() == scipy.stats.rankdata(pair[0]).tolist()
@@ -119,7 +118,7 @@ def pair_tokenizer():
     return tokenizer
 
 
-@few(max_examples=80)
+@settings(max_examples=80)
 @given(a=st.integers(1, 12), b=st.integers(1, 12), max_seq_len=st.integers(5, 30))
 def test_encode_pair(block, pair_tokenizer, a, b, max_seq_len):
     first, second = list(range(a)), list(range(50, 50 + b))
@@ -216,7 +215,7 @@ def test_sentence_vectors(block):
     torch.testing.assert_close(found, want)
 
 
-@few(max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.floats(0, 100), min_size=2, max_size=8), st.data())
 def test_summary_of_seeds(block, found, data):
     rows = st.lists(st.integers(0, 2), min_size=3, max_size=3)

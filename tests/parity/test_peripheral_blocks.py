@@ -31,7 +31,6 @@ from transformers.models.xlnet.modeling_xlnet import XLNetRelativeAttention
 from step3_peripherals import solutions
 
 torch.set_num_threads(1)
-few = partial(settings, deadline=None, derandomize=True)
 
 
 def pytest_generate_tests(metafunc):
@@ -78,7 +77,7 @@ def library_bpe(words, n_merges):
     return tokenizer, list(map(tuple, json.loads(tokenizer.to_str())["model"]["merges"]))
 
 
-@few(max_examples=20)
+@settings(max_examples=20)
 @given(counted_words)
 def test_count_pairs(block, words):
     words = {"ab": 1} | words
@@ -88,7 +87,7 @@ def test_count_pairs(block, words):
     assert block("count_pairs")({tuple(word): n for word, n in words.items()}) == theirs
 
 
-@few(max_examples=50)
+@settings(max_examples=50)
 @given(word=text, pair=st.sampled_from([("a", "a"), ("a", "b"), ("b", "a"), ("b", "c")]))
 @example(word="aaa", pair=("a", "a"))
 def test_merge_pair(block, word, pair):
@@ -98,14 +97,14 @@ def test_merge_pair(block, word, pair):
     assert list(block("merge_pair")(tuple(word), pair)) == theirs
 
 
-@few(max_examples=50)
+@settings(max_examples=50)
 @given(counted_words, st.integers(0, 12))
 def test_learn_bpe(block, words, n_merges):
     _, theirs = library_bpe(words, n_merges)
     assert block("learn_bpe")(words, n_merges) == theirs[:n_merges]
 
 
-@few(max_examples=50)
+@settings(max_examples=50)
 @given(counted_words, st.integers(0, 12), st.data())
 def test_encode_bpe(block, words, n_merges, data):
     tokenizer, merges = library_bpe(words, n_merges)
@@ -117,7 +116,7 @@ def test_byte_characters(block):
     assert block("byte_characters")() == bytes_to_unicode()
 
 
-@few(max_examples=50)
+@settings(max_examples=50)
 @given(word=text, vocab=st.sets(text | text.map("##".__add__), max_size=12))
 @example(word="abcd", vocab={"ab", "##c", "##bcd"})
 def test_longest_match(block, word, vocab):
@@ -145,14 +144,14 @@ def unigram():
     return library, {library.id_to_piece(i): library.get_score(i) for i in ids}
 
 
-@few(max_examples=50)
+@settings(max_examples=50)
 @given(word=st.text("lowernstid", min_size=1, max_size=25))
 def test_viterbi(block, unigram, word):
     library, log_p = unigram
     assert block("viterbi")(word, log_p) == library.encode(word, out_type=str)
 
 
-@few(max_examples=30)
+@settings(max_examples=30)
 @given(word=st.text("lowernstid", min_size=1, max_size=9))
 def test_log_likelihood(block, unigram, word):
     """The library can list all ways to cut a short text, 2^8 at most."""
@@ -226,7 +225,7 @@ def test_skew(block, T):
 # -- corruption ------------------------------------------------------------------------------
 
 
-@few(max_examples=40)
+@settings(max_examples=40)
 @given(st.data(), st.integers(1, 20), st.integers(1, 8))
 def test_span_mask(block, data, T, longest):
     """Spans put down whole; of the tokens in the order in which they were hidden, the first."""
@@ -249,7 +248,7 @@ def test_t5_corrupt_is_the_papers_example(block):
     assert block("t5_corrupt")(ids, hidden, 32099) == theirs
 
 
-@few(max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(1, 50), st.booleans()), min_size=1, max_size=20))
 def test_t5_corrupt(block, tokens):
     """Whoever reads both can put the text together again: they have the same sentinels."""

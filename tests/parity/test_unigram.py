@@ -83,7 +83,7 @@ def pair(request, tmp_path_factory) -> tuple[SentencePieces, sentencepiece.Sente
     return kind.from_sentencepiece(path), theirs
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=texts)
 def test_any_text_is_encoded_and_decoded_as_by_the_library(pair, text):
     ours, theirs = pair
@@ -94,7 +94,7 @@ def test_any_text_is_encoded_and_decoded_as_by_the_library(pair, text):
     assert ours.decode(ids) == theirs.decode(ids)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.lists(st.integers(0, 599), max_size=12))
 def test_any_ids_are_decoded_as_by_the_library(pair, seed):
     ours, theirs = pair

@@ -82,7 +82,7 @@ def pair(request):
     return ours, theirs
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=texts)
 def test_ids_equal_the_library_s_for_any_text(pair, text):
     ours, theirs = pair

@@ -153,7 +153,7 @@ def largest_difference(graph):
     return worst
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(graphs())
 def test_gradients_of_random_graphs_are_torchs(graph):
     assert largest_difference(graph) <= LARGEST_DIFFERENCE
@@ -185,11 +185,11 @@ def wrong_getitem(x, index):
 )
 def test_the_random_graphs_find_a_wrong_slope(monkeypatch, name, wrong):
     monkeypatch.setattr(Value, name, wrong)
-    quick = settings(max_examples=300, deadline=None, database=None, phases=[Phase.generate])
+    quick = settings(max_examples=300, database=None, phases=[Phase.generate])
     find(graphs(), lambda graph: largest_difference(graph) > 1e-3, settings=quick)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 6), st.integers(1, 5), st.sampled_from([1.0, 30.0, 1000.0]), st.data())
 def test_softmax_cross_entropy_is_torchs_at_any_size(B, C, size, data):
     rng = np.random.default_rng(data.draw(st.integers(0, 999)))

@@ -56,7 +56,7 @@ def has_target(window):
     return any((labels != NO_TARGET).any() for _, labels in window)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ragged(), st.integers(1, 6))
 def test_sums_and_counts_are_the_big_batch(data, K):
     assume(all(has_target(window) for window in accumulation.windows(data, K)))

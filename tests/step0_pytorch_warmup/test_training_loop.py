@@ -61,7 +61,7 @@ decays = st.sampled_from([0.0, 0.01, 0.3])
 betas = st.tuples(st.floats(0, 0.99), st.floats(0.5, 0.9999))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(momentum=momenta, weight_decay=decays, lr=st.floats(1e-4, 1e-2))
 def test_sgd_is_torchs_at_every_step(momentum, weight_decay, lr):
     options = dict(lr=lr, momentum=momentum, weight_decay=weight_decay)
@@ -69,7 +69,7 @@ def test_sgd_is_torchs_at_every_step(momentum, weight_decay, lr):
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW"])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(betas=betas, weight_decay=decays, eps=st.sampled_from([1e-8, 1e-3]), lr=st.floats(1e-4, 0.1))
 def test_adam_is_torchs_at_every_step(name, betas, weight_decay, eps, lr):
     options = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
@@ -96,7 +96,7 @@ def test_the_race_sees_small_mistakes(monkeypatch):
     assert race(*pair("Adam", lr=1e-2)) > LARGEST_DIFFERENCE
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(1e-3, 1e3), st.floats(1e-2, 1e2))
 def test_clipping_is_torchs(size, max_norm):
     torch.manual_seed(0)

@@ -54,7 +54,7 @@ def test_sentences_survive_the_disk(prepared, split):
         assert list(zip(opened.text("source"), opened.text("target"), strict=True)) == wanted
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(rows=st.lists(st.integers(0, 299), min_size=1, max_size=9))
 def test_a_batch_is_what_a_loop_would_make_of_it(prepared, rows):
     opened = Corpus.open(prepared, "train")

@@ -69,7 +69,7 @@ odd_sizes = dict(B=st.integers(1, 4), S=st.integers(1, 9), T=st.integers(2, 9))
 # -- what a token can see -------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(model=odd_models(), at=st.integers(1, 8), **odd_sizes)
 def test_a_target_token_changes_no_earlier_score(model, at, B, S, T):
     source, target, at = ids(model, B, S), ids(model, B, T), min(at, T - 1)
@@ -80,7 +80,7 @@ def test_a_target_token_changes_no_earlier_score(model, at, B, S, T):
     assert not torch.allclose(after[:, at], before[:, at], **CLOSE)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(model=odd_models(), more=st.integers(0, 5), **odd_sizes)
 def test_padding_changes_no_real_position(model, more, B, S, T):
     source, target, keys, own = ids(model, B, S), ids(model, B, T), ragged(B, S), ragged(B, T)
@@ -95,7 +95,7 @@ def test_padding_changes_no_real_position(model, more, B, S, T):
         torch.testing.assert_close(batch[i, :n_target], alone, **CLOSE)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(model=odd_models(), cuts=st.lists(st.integers(1, 3), min_size=1, max_size=5), **odd_sizes)
 def test_cached_decoding_is_uncached_decoding(model, cuts, B, S, T):
     model.eval()
@@ -108,7 +108,7 @@ def test_cached_decoding_is_uncached_decoding(model, cuts, B, S, T):
     torch.testing.assert_close(model.logits(torch.cat(hidden, 1)), want, **CLOSE)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20)
 @given(model=odd_models(), data=st.data(), **odd_sizes)
 def test_reordered_cache_goes_on_as_the_chosen_rows(model, data, B, S, T):
     model.eval()
@@ -249,7 +249,7 @@ def test_more_tokens_than_positions():
 # -- the loss -------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(model=odd_models(), eps=st.sampled_from([0.0, 0.1, 0.4]), mask=st.booleans(), **odd_sizes)
 def test_loss_path_is_cross_entropy_of_the_full_scores(model, eps, mask, B, S, T):
     model.double()
@@ -333,7 +333,7 @@ def one_line_error(directory) -> str:
     return str(error.value)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15)
 @given(model=odd_models())
 def test_save_and_load_is_exact(tmp_path_factory, model):
     folder = tmp_path_factory.mktemp("model")

@@ -11,7 +11,6 @@ from common.cli import UserError
 from step3_peripherals.vocabulary import bpe
 from step3_peripherals.vocabulary.bpe import BPE, learn
 
-few = functools.partial(settings, deadline=None, derandomize=True)
 CORPUS = ["the lowest of the low, the newest of the new: 12 lower and 12 wider fields."] * 3
 
 
@@ -115,7 +114,7 @@ def test_texts_are_gone_through_once():
 # --- encoding ------------------------------------------------------------------------------------
 
 
-@few(max_examples=200)
+@settings(max_examples=200)
 @given(
     corpus=st.lists(st.text("aabbc", min_size=1, max_size=12), min_size=1, max_size=8),
     word=st.text("abc", max_size=30),
@@ -127,7 +126,7 @@ def test_encoding_is_the_merges_in_their_order(corpus, word):
         assert vocabulary.tokens(word) == merge_one_by_one(word, vocabulary.merges)
 
 
-@few(max_examples=200)
+@settings(max_examples=200)
 @given(text=st.text("".join(sorted(set(CORPUS[0]))), max_size=50))
 def test_round_trip(text):
     ids = trained().encode(text)

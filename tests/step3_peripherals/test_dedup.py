@@ -14,7 +14,7 @@ from datatrove.pipeline.dedup import (
 )
 from datatrove.pipeline.dedup import minhash as library
 from datatrove.utils.hashing import HashConfig
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from step3_peripherals import planting
@@ -162,7 +162,6 @@ def test_exact_hashes():
     assert exact_hash("\ud800")  # half a surrogate pair
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=60))
 def test_groups_are_connected_components(pairs):
     from scipy.sparse import coo_array

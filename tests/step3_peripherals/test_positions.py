@@ -44,7 +44,7 @@ def test_the_defaults_do_nothing():
     assert scheme.scores(x) is None and scheme.values(x) is None
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(T=st.integers(1, 20), causal=st.booleans())
 def test_shifting_rows_puts_each_distance_at_its_pairs(T, causal):
     offsets = distances(T, causal)

@@ -79,7 +79,7 @@ words = st.sampled_from(
 separators = st.sampled_from([" ", " ", " ", " ", "\n", "\n\n", ". ", "! "])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(words, separators), max_size=150), st.integers(1, 4))
 def test_random_texts_are_judged_as_datatrove_does(parts, times):
     same_decisions("".join(word + space for word, space in parts) * times)
@@ -100,7 +100,6 @@ def test_wikipedia_is_judged_as_datatrove_does():
         same_decisions("\n".join(paragraphs))
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(["a", "bb", "ccc", "dd"]), max_size=60), st.integers(2, 6))
 def test_the_quick_bound_is_never_below_the_exact_count(tokens, n):
     ngrams = Ngrams(tokens)

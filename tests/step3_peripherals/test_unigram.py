@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special, stats
 
@@ -83,7 +83,6 @@ def test_any_string_can_be_encoded_surrogates_and_all(text):
 # --- training ---
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(
         st.text("ab", min_size=1, max_size=7), st.integers(1, 5), min_size=1, max_size=5

@@ -34,7 +34,7 @@ def test_pairs_are_what_transformers_makes_of_them(folder):
     assert batch["token_type_ids"].max() == 1 and "labels" not in batch
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(a=st.integers(1, 20), b=st.integers(1, 20), limit=st.integers(8, 24))
 def test_the_longer_text_is_cut_first(folder, a, b, limit):
     text = ["film " * a], ["law " * b]
@@ -49,7 +49,7 @@ def test_the_longer_text_is_cut_first(folder, a, b, limit):
         assert abs(kept[0] - kept[1]) <= 1 or min(kept) == min(a, b)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20)
 @given(chosen=st.lists(st.integers(0, 29), min_size=1, max_size=8))
 def test_a_batch_is_its_rows_and_no_wider_than_the_longest(folder, chosen):
     labels = np.linspace(0, 5, 30)
