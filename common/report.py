@@ -163,8 +163,7 @@ def build_rows(results: Iterable[Result], reported: dict) -> list[Row]:
 
 def compared(rows: list[Row]) -> list[Row]:
     """What README.md has room for: of each result what stands beside a reported number."""
-    chosen = []
-    beside = (row for row in rows if row.reported)
+    chosen, beside = [], filter(lambda row: row.reported, rows)
     for _, group in groupby(beside, key=lambda row: row.result.path):
         chosen += [replace(row, first=i == 0) for i, row in enumerate(group)]
     return chosen
@@ -297,9 +296,8 @@ def keep(run: Path, root: Path, name: str = "", compare_to: tuple[str, ...] = ()
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_json(kept, result.values)
     for drawn in run.glob("curves*.png"):
-        figure = root / "notes" / "figures" / (title + drawn.name.removeprefix("curves"))
-        figure.parent.mkdir(exist_ok=True)
-        shutil.copyfile(drawn, figure)
+        name = title + drawn.name.removeprefix("curves")
+        shutil.copyfile(drawn, root / "notes" / "figures" / name)
     return kept
 
 

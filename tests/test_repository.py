@@ -154,6 +154,28 @@ def test_the_readme_shows_what_make_run_printed():
         assert f"{told:38} {accuracy['value']:.2f} ± {accuracy['sd']:.2f}\n" in readme
 
 
+@pytest.mark.parametrize(
+    ("name", "told", "others", "measured", "ratio"),
+    [
+        *(
+            (f"step2_bert-benchmark-{size}", f"BERT-{size}, pretraining, tokens/s",
+             ["trainer_fp32", "trainer_bf16"], "tokens_per_second", "ratio")
+            for size in ("tiny", "mini")
+        ),
+        ("step4_finetune_glue-benchmark-rt", "MiniLM, fine-tuning, seconds an epoch",
+         ["trainer", "trainer-tuned"], "seconds", "speed"),
+    ],
+)  # fmt: skip
+def test_the_readme_tells_how_fast_we_are(name, told, others, measured, ratio):
+    scores, form = kept(name), ".1f" if measured == "seconds" else ",.0f"
+    cells = [
+        f"{scores[f'{system}/{measured}']['value']:{form}} "
+        f"({scores[f'{system}/{ratio}']['value']:.1f}x)"
+        for system in (*others, "ours")
+    ]
+    assert f"| {told} | {' | '.join(cells)} |\n" in (ROOT / "README.md").read_text()
+
+
 def test_the_notes_tell_what_a_pretraining_is_worth():
     notes = (ROOT / "step2_bert" / "notes.md").read_text()
     rows = {  # fine-tuned from: what pretraining gave, if any
