@@ -75,6 +75,9 @@ class Study:
         """Scores on held-out text, by name."""
         raise NotImplementedError
 
+    def start(self, model: BertForPreTraining) -> None:
+        """Change the weights with which every model begins; they are random."""
+
     def has_question(self, way: Any) -> bool:
         """Whether it trains the head that is asked about pairs."""
         return False
@@ -90,6 +93,7 @@ class Study:
         shape = BertConfig.named(config.size, **shape, dropout=0.0, attention_dropout=0.0)
         engine.seed_everything(config.seed)
         model = BertForPreTraining(shape)
+        self.start(model)
         model.untrained_parts = () if self.has_question(way) else ("bert.pooler", "nsp")
         self.parameters = sum(p.numel() for p in model.parameters())
         if (folder / "scores.json").exists():

@@ -5,9 +5,10 @@ python step3_peripherals/compare_segments.py --preset full      all six, three s
 
 RoBERTa's four formats (Liu et al. 2019, table 2), ALBERT's question of order in place of BERT's
 (Lan et al. 2020, table 5), and BERT's pairs without any question. A step has the same number of
-tokens in each. All are scored on the same held-out documents: on inputs from one document, as long
-as fit, on pairs of single sentences, and by fine-tuning on labelled sentences. With --resume,
-trainings that were done are not done again.
+tokens in each, and all start from the same word vectors, counted as step 2 counts them. All are
+scored on the same held-out documents: on inputs from one document, as long as fit, on pairs of
+single sentences, and by fine-tuning on labelled sentences. With --resume, trainings that were done
+are not done again.
 
 Target of the cpu preset: on long inputs a model that was trained on pairs of single sentences is
 worse than one trained on whole documents, by 0.05 nats or more.
@@ -64,7 +65,7 @@ PRESETS = {
     "smoke": TRAINING | dict(variants=("doc_sentences",), seeds=1, max_steps=5, vocab_size=1024,
                              downstream="", data="sotu", max_seq_len=32),
     "cpu": TRAINING | dict(variants=("sentence_pairs", "doc_sentences"), seeds=1, max_steps=2000),
-    "full": TRAINING | dict(max_steps=4000),
+    "full": TRAINING | dict(max_steps=3000),
     "gpu": TRAINING | dict(size="mini", batch_size=128, micro_batch_size=8192, max_seq_len=256,
                            vocab_size=8192, learning_rate=1e-3, max_steps=5000, precision="bf16"),
 }  # fmt: skip

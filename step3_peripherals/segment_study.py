@@ -5,7 +5,7 @@ how far apart two tokens that see each other may stand, and what the pair is ask
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from typing import Any, Literal
 
@@ -15,8 +15,9 @@ from torch import nn
 
 from common import batching, data, engine
 from common.cli import UserError
-from step2_bert import corpus, objective
+from step2_bert import corpus, counting, objective
 from step2_bert.masking import MaskingOptions, Vocabulary
+from step2_bert.model import BertForPreTraining
 from step2_bert.shards import PrepareOptions, encode
 from step2_bert.tokenizer import load_tokenizer
 from step3_peripherals.bert_study import Study, StudyConfig
@@ -65,6 +66,19 @@ class SegmentStudy(Study):
         self.formats = Formats(self.train.max_seq_len, *ids)
         self.texts = _texts(self.train.manifest, tokenizer)
         self.samples = cache(lambda way, split: way.of(self.texts[split], self.formats))
+        self.vectors = cache(
+            partial(counting.token_vectors, self.train, np.arange(len(self.train)))
+        )
+
+    def start(self, model: BertForPreTraining) -> None:
+        """Let token embeddings be those of counted neighbours, the same for all formats.
+
+        From random ones, models that are asked about pairs are still at the unigram frequencies
+        when the others have left them, and nothing else would be compared.
+        """
+        with torch.no_grad():
+            vectors = self.vectors(model.config.d_model)
+            model.token_embedding.copy_(torch.from_numpy(vectors))
 
     def has_question(self, way: Format) -> bool:
         return way.question is not None

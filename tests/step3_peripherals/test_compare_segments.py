@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from step2_bert import counting
 from step2_bert.corpus import prepare
 from step2_bert.masking import Vocabulary
+from step2_bert.model import BertConfig, BertForPreTraining
 from step2_bert.shards import PrepareOptions
 from step2_bert.tokenizer import load_tokenizer
 from step3_peripherals import compare_segments, segment_study
@@ -82,6 +84,19 @@ def test_a_comparison_that_is_stopped_goes_on_as_it_was_begun(data, tmp_path, ca
     assert call(*flags, "--variants", "pairs") == 2
     assert "no format 'pairs'" in capsys.readouterr().err
     assert call(*flags, "--resume", "--max-minutes", 1) == 2
+
+
+def test_all_formats_start_from_the_same_word_vectors(study):
+    shape = BertConfig.named("tiny", vocab_size=study.train.vocab_size, max_seq_len=32)
+    models = [BertForPreTraining(shape) for _ in range(2)]
+    others = [parameter.clone() for parameter in models[0].parameters()][1:]
+    for model in models:
+        study.start(model)
+    counted = counting.token_vectors(study.train, np.arange(len(study.train)), shape.d_model)
+    for model in models:
+        assert np.array_equal(model.token_embedding.detach().numpy(), counted)
+        assert model.token_embedding is next(model.parameters())
+    assert all(map(torch.equal, others, [*models[0].parameters()][1:]))
 
 
 def test_a_batch_is_the_samples_padded_and_masked(study):
