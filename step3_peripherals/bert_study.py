@@ -6,7 +6,8 @@ A `Study` holds what all trainings have in common. What differs is for its kinds
 
 import json
 import shutil
-from collections.abc import Iterable
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -85,8 +86,9 @@ class Study:
     def scores(self, config: StudyConfig, way: Any) -> dict:
         """Train in this way in the run directory `config.out`, or go on where that was stopped.
 
-        Returns {"scores": {name: value}, "tokens", "seconds", "hardware"}, which the directory
-        keeps in place of the weights. Raises `cli.Interrupted` with a checkpoint written.
+        Returns {"scores": {name: value}, "tokens", "pretraining_seconds", "seconds", "hardware"},
+        which the directory keeps in place of the weights; "seconds" are those of scoring and
+        fine-tuning too. Raises `cli.Interrupted` with a checkpoint written.
         """
         folder, budget = Path(config.out), subruns.Slice(config.slice_minutes)
         shape = dict(vocab_size=self.train.vocab_size, max_seq_len=self.train.max_seq_len)
@@ -101,19 +103,23 @@ class Study:
         state = self._engine(
             model, config=config, losses=objective.losses, **self.batches_of(way, config)
         )
+        begun = time.monotonic()
         scores = self.heldout_scores(model, way)
+        seconds = state.seconds + time.monotonic() - begun
         if config.downstream:
             model.save(folder / "model", self.train.tokenizer_dir)
-            scores["accuracy"] = self._finetune(replace(config, slice_minutes=budget.left()))
-        kept = {"scores": scores, "tokens": state.tokens, "seconds": round(state.seconds, 1)}
-        kept["hardware"] = runs.hardware()
+            scores["accuracy"], more = self._finetune(replace(config, slice_minutes=budget.left()))
+            seconds += more
+        kept = {"scores": scores, "tokens": state.tokens, "seconds": round(seconds, 1)}
+        kept |= {"pretraining_seconds": state.seconds, "hardware": runs.hardware()}
         runs.write_json(folder / "scores.json", kept)
         for done in ("checkpoints", "model", "downstream"):
             shutil.rmtree(folder / done, ignore_errors=True)
         return kept
 
-    def _finetune(self, config: StudyConfig) -> float:
-        """Accuracy in % on the test sentences after fine-tuning the model in the run directory."""
+    def _finetune(self, config: StudyConfig) -> tuple[float, float]:
+        """Accuracy in % on the test sentences after fine-tuning the model in the run directory; and
+        the seconds of that."""
         start = Path(config.out) / "model"
         n_classes = 1 + max(self.tuning.labels + self.test.labels)
         dropout = dict(dropout=0.1, attention_dropout=0.1)
@@ -123,7 +129,7 @@ class Study:
         settings |= dict(learning_rate=config.tuning_rate, out=str(start.parent / "downstream"))
         settings["max_steps"] = max(1, config.epochs * (len(self.tuning.labels) // 32))
         order = dict(batch_size=32, seed=config.seed)
-        self._engine(
+        state = self._engine(
             model,
             config=replace(config, **settings),
             batches=batching.Batches(self.tuning.lengths, **order),
@@ -131,7 +137,7 @@ class Study:
             losses=classification.losses,
             data_key=self.labelled,
         )
-        return 100 * classification.score(model, self.test)["label_accuracy"]
+        return 100 * classification.score(model, self.test)["label_accuracy"], state.seconds
 
     def _engine(self, model: nn.Module, *, config: StudyConfig, **parts) -> engine.State:
         parts |= dict(accelerator=self.accelerator, tokenizer=self.train.tokenizer_dir)
@@ -169,11 +175,11 @@ def train_all(
     return found, trained
 
 
-def effort(trained: Iterable[dict]) -> dict[str, float]:
+def effort(trained: Sequence[dict]) -> dict[str, float]:
     """Tokens, seconds and tokens a second of all trainings, as a result states them."""
-    trained = list(trained)
-    tokens, seconds = (sum(one[part] for one in trained) for part in ("tokens", "seconds"))
-    speed = round(tokens / max(seconds, 1e-9))
+    parts = ("tokens", "seconds", "pretraining_seconds")
+    tokens, seconds, pretraining = (sum(one[part] for one in trained) for part in parts)
+    speed = round(tokens / max(pretraining, 1e-9))
     return {"tokens": tokens, "seconds": round(seconds, 1), "tokens_per_second": speed}
 
 

@@ -102,13 +102,13 @@ def main(config: Config) -> None:
 
     # Write: what is written stays, for a run that goes on after a kill
     (run.path / "texts").mkdir(exist_ok=True)
-    texts, seconds = {degeneration.HUMAN: human}, 0.0
+    texts, writing = {degeneration.HUMAN: human}, 0.0
     for name in config.strategies:
         file = run.path / "texts" / f"{name.replace(' ', '-')}.json"
         if not file.exists():
             runs.write_json(file, write(name, model, human[:, :n_prompt], config))
         kept = json.loads(file.read_text())
-        texts[name], seconds = np.array(kept["texts"]), seconds + kept["seconds"]
+        texts[name], writing = np.array(kept["texts"]), writing + kept["seconds"]
 
     # Compare
     losses = {name: surprise(model, each, config) for name, each in texts.items()}
@@ -120,6 +120,8 @@ def main(config: Config) -> None:
     degeneration.show(texts, tokenizer, n_prompt, run.path / "samples.txt")
     print(f"figure: {run.path}/curves.png\ntexts:  {run.path}/samples.txt")
     print("\n".join(degeneration.targets(found)))
+    trained_here = {} if config.model else json.loads((folder.parent / "result.json").read_text())
+    training = trained_here.get("seconds", 0.0)
     n_written = len(config.strategies) * config.texts * config.new_tokens
     run.result(
         step="step3_peripherals",
@@ -137,8 +139,8 @@ def main(config: Config) -> None:
         compare_to=[],
         model={"name": "decoder", "parameters": sum(p.numel() for p in model.parameters())},
         tokens=n_written,
-        seconds=round(seconds, 1),
-        tokens_per_second=round(n_written / max(seconds, 1e-9)),
+        seconds=round(training + writing, 1),
+        tokens_per_second=round(n_written / max(writing, 1e-9)),
         seeds=[config.seed],
         config=cli.as_dict(config),
     )
