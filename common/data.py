@@ -161,9 +161,7 @@ def record(folder: Path, facts: dict[str, str], name: str = "source") -> None:
 # --- where ---------------------------------------------------------------------------------------
 
 
-def _from_files(
-    name: str, kind: Literal["path", "mirror"], path: Path, split: str | None
-) -> Source:
+def _from_files(name: str, kind: str, path: Path, split: str | None) -> Source:
     if path.is_file():
         if not formats.file_format(path):
             raise UserError(f"{path}: unknown kind of file; {formats.KNOWN}")

@@ -294,7 +294,8 @@ class Trainer:
                     bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)
                     bar.update(state.step - bar.n)
                     state.first_loss = loss if state.first_loss is None else state.first_loss
-                    state.bad_windows = (loss > state.first_loss + 2) * (state.bad_windows + 1)
+                    risen = loss > state.first_loss + 2
+                    state.bad_windows = state.bad_windows + 1 if risen else 0
                     if not math.isfinite(loss + norm) or state.bad_windows >= 3:
                         self._diverged(loss)
                     self.sums, state.counts = Counter(), Counter()
@@ -531,8 +532,8 @@ class Trainer:
             files = sorted(checkpoint.glob("trainer/optimizer-*.safetensors"))
             flat = [load_file(file) for file in files]
         except Exception as error:
-            told = f"{checkpoint}/trainer cannot be read ({error}); delete {checkpoint} and resume"
-            raise UserError(f"{told} from the one before") from None
+            told = f"{checkpoint}/trainer cannot be read ({error})"
+            raise UserError(f"{told}; delete {checkpoint} and resume") from None
         for key, kind in (("config_digest", "settings"), ("data_key", "data")):
             if stored[key] != getattr(self.state, key):
                 raise UserError(

@@ -296,8 +296,9 @@ def keep(run: Path, root: Path, name: str = "", compare_to: tuple[str, ...] = ()
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_json(kept, result.values)
     for drawn in run.glob("curves*.png"):
-        name = title + drawn.name.removeprefix("curves")
-        shutil.copyfile(drawn, root / "notes" / "figures" / name)
+        figure = root / "notes" / "figures" / (title + drawn.name.removeprefix("curves"))
+        figure.parent.mkdir(exist_ok=True)
+        shutil.copyfile(drawn, figure)
     return kept
 
 

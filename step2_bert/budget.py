@@ -1,10 +1,14 @@
 """What a pretraining run will cost, printed before it starts: FLOPs, memory, hours and money."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import torch
 
 from step1_transformer.budget import activation_bytes, device, print_cost, transformer_flops
 from step2_bert.masking import usual_predictions
 from step2_bert.model import BertConfig, BertForPreTraining
+from step2_bert.samples import Samples
 
 
 def flops_per_token(model: BertForPreTraining, seq_len: int, masked: float) -> float:
@@ -17,6 +21,11 @@ def flops_per_token(model: BertForPreTraining, seq_len: int, masked: float) -> f
 def print_plan(config) -> None:
     """Parameters, FLOPs, memory, hours and cost of the run on `config.plan` devices."""
     device(config.plan)
+    if (Path(config.data) / "manifest.json").exists():
+        samples = Samples.open(config.data)
+        text = samples.manifest["options"]["data"]
+        sizes = dict(vocab_size=samples.vocab_size, max_seq_len=samples.max_seq_len)
+        config = replace(config, data=text, **sizes)
     bert = BertConfig.named(config.size, vocab_size=config.vocab_size)
     with torch.device("meta"):  # shapes without memory
         model = BertForPreTraining(bert)
@@ -49,13 +58,15 @@ def print_plan(config) -> None:
 
 def second_phase(config, steps: int) -> str:
     """The commands for the last `steps` of the plan, at length 512, after the run of `config`."""
-    folder = f"runs/step2_bert/{config.data}-512"
-    first = f"runs/step2_bert/pretrain-{config.preset}/model"
+    folder = f"runs/step2_bert/{Path(config.data).name}-512"
+    first = f"{config.out or f'runs/step2_bert/pretrain-{config.preset}'}/model"
+    many = f"accelerate launch --num_processes {config.n_devices}"
+    launch = many if config.n_devices > 1 else "python"
     rate = config.learning_rate * config.min_lr_ratio
     return f"""
   then the long samples:
   python step2_bert/prepare.py --preset {config.preset} --data {config.data} --vocab {first} \\
     --max-seq-len 512 --max-predictions {usual_predictions(512)} --out {folder}
-  python step2_bert/pretrain.py --preset {config.preset} --data {folder} --init-from {first} \\
+  {launch} step2_bert/pretrain.py --preset {config.preset} --data {folder} --init-from {first} \\
     --max-steps {steps} --learning-rate {rate:g} --min-lr-ratio 0 --warmup-ratio 0 \\
-    --out {folder.replace(config.data, f"pretrain-{config.preset}")}"""
+    --out {Path(first).parent}-512"""

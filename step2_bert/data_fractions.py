@@ -15,6 +15,7 @@ from pathlib import Path
 
 from common import cli, runs, subruns
 from common.cli import UserError
+from step1_transformer import resuming
 from step2_bert.model import Size
 
 SCRIPTS = Path(__file__).resolve().parent
@@ -64,6 +65,7 @@ def main(config: Config) -> None:
         return
     if not (Path(config.data) / "manifest.json").exists():
         raise UserError(f"--data {config.data!r} is not a directory made by prepare.py")
+    resuming.check(run.path, cli.as_dict(config), {"preset", "slice_minutes"})
 
     # Train: keys are (steps or epochs, share), values the result.json of pretraining
     results, curves = {}, {"steps": {}, "epochs": {}}

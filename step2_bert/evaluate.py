@@ -22,8 +22,9 @@ from step2_bert.tokenizer import load_tokenizer
 
 @dataclass
 class Config(cli.RunConfig):
-    model: str = "runs/step2_bert/pretrain-cpu/model"
-    """Checkpoint to score: a Hugging Face directory, ours or from transformers."""
+    model: str = ""
+    """Checkpoint to score: a Hugging Face directory, ours or from transformers; default: what
+    pretrain.py made with this preset."""
     data: str = ""
     """Directory made by prepare.py; empty: the one that pretrain.py trained the model on."""
     split: str = "heldout"
@@ -32,6 +33,10 @@ class Config(cli.RunConfig):
     """Sentences with [MASK] to fill in; empty: held-out samples."""
     examples: int = 3
     """Held-out samples to show filled in."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.model = self.model or f"runs/step2_bert/pretrain-{self.preset}/model"
 
 
 PRESETS = {"smoke": dict(examples=1), "cpu": {}, "gpu": {}}

@@ -20,8 +20,9 @@ from step2_bert.tokenizer import load_tokenizer
 
 @dataclass
 class Config(engine.TrainConfig):
-    model: str = "runs/step2_bert/pretrain-cpu/model"
-    """Checkpoint to start from: a Hugging Face directory with its tokenizer, or minilm."""
+    model: str = ""
+    """Checkpoint to start from: a Hugging Face directory with its tokenizer, or minilm; default:
+    what pretrain.py made with this preset."""
     data: str = "rt"
     """Labelled sentences: rt; a file with columns text and label, a tenth of which is kept for the
     test; or a folder with a train and a test file."""
@@ -38,6 +39,7 @@ class Config(engine.TrainConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        self.model = self.model or f"runs/step2_bert/pretrain-{self.preset}/model"
         for name in ("seeds", "epochs", "max_seq_len"):
             cli.check(self, name, "above 0", lambda value: value > 0)
 

@@ -279,7 +279,8 @@ def test_the_plan_of_bert_base(capfd):
     assert "110.1 M parameters, 1,000,000 steps" in told
     assert "900,000 steps at length 128: 29.5 G tokens, 1.61e+19 FLOPs" in told
     assert "100,000 steps at length 512: 13.1 G tokens" in told
-    first, second = (line.replace("\\\n", "").split() for line in told.split("python ")[1:])
+    first, second = (line.split() for line in told.replace("\\\n", "").splitlines()[-2:])
+    first, second = first[1:], second[4:]  # python; accelerate launch --num_processes 8
     assert first[0].endswith("prepare.py") and second[0].endswith("pretrain.py")
     options = cli.parse(prepare_script.Config, prepare_script.PRESETS, first[1:])
     assert (options.max_seq_len, options.max_predictions) == (512, 77)
@@ -289,6 +290,19 @@ def test_the_plan_of_bert_base(capfd):
     assert (then.learning_rate, then.warmup_ratio, then.min_lr_ratio) == (1e-5, 0, 0)
     assert round(here.warmup_ratio * here.max_steps) == 10_000
     assert options.vocab == then.init_from and options.out == then.data
+
+
+def test_the_plan_of_a_prepared_text_goes_on_with_the_text(data, capfd):
+    flags = ["--preset", "paper", "--plan", "h100", "--n-devices", "8", "--out", "runs/x"]
+    assert call("pretrain", *flags, "--data", data) == 0
+    told = capfd.readouterr().out
+    assert "steps at length 32:" in told
+    first, second = (line.split() for line in told.replace("\\\n", "").splitlines()[-2:])
+    assert first[first.index("--data") + 1] == "sotu"
+    assert first[first.index("--vocab") + 1] == "runs/x/model"
+    assert second[:4] == ["accelerate", "launch", "--num_processes", "8"]
+    assert second[second.index("--data") + 1] == first[first.index("--out") + 1]
+    assert second[second.index("--out") + 1] == "runs/x-512"
 
 
 def test_a_plan_for_an_unknown_device_prints_only_that(fails, capfd):
