@@ -24,7 +24,7 @@ $(installed): requirements.txt pyproject.toml
 
 run: $(installed)
 	$(bin)/python step2_bert/prepare.py --data sotu+imdb --out $(bert)/text
-	$(bin)/python step2_bert/pretrain.py --data $(bert)/text --out $(bert)/pretrain --resume
+	$(bin)/python step2_bert/pretrain.py --data $(bert)/text --max-minutes 5 --out $(bert)/pretrain --resume
 	$(bin)/python step2_bert/evaluate.py --model $(bert)/pretrain/model --data $(bert)/text --out $(bert)/evaluate --resume
 	$(bin)/python step2_bert/finetune_sentence.py --model $(bert)/pretrain/model --random --out $(bert)/rt-random --resume
 	$(bin)/python step2_bert/finetune_sentence.py --model $(bert)/pretrain/model --out $(bert)/rt-pretrained --resume

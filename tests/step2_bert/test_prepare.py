@@ -492,3 +492,26 @@ def test_an_error_is_one_line_and_exit_code_2(tmp_path):
     assert ended.returncode == 2
     [line] = ended.stderr.strip().splitlines()
     assert "a.jsonl:2: not JSON" in line
+
+
+def test_memory_does_not_grow_with_the_text(tmp_path):
+    """Peak MB of a process that prepares 1 MB of text, and of one that prepares 8."""
+    code = """
+import resource, sys
+from step2_bert import corpus
+folder = sys.argv[1]
+options = corpus.PrepareOptions(data=f"{folder}/text.txt", vocab=f"{folder}/vocab.txt")
+corpus.prepare(options, f"{folder}/out", progress=False, workers=1, measure=False)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+"""
+    peaks = []
+    for n_documents in (200, 1600):
+        folder = tmp_path / str(n_documents)
+        folder.mkdir()
+        size = text_file(folder, n_documents, n_sentences=100).stat().st_size
+        vocab_file(folder)
+        command = [sys.executable, "-c", code, folder]
+        peaks.append(int(subprocess.run(command, capture_output=True, check=True, cwd=ROOT).stdout))
+    assert (
+        size > 8e6 and peaks[1] < peaks[0] + 40
+    )  # the text and its tokens would be five times that
