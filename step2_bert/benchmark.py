@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common import cli, runs
+from common import cli, report, runs
 from common.cli import UserError
 from common.runs import metric
 from step1_transformer.budget import DEVICES
@@ -51,21 +51,16 @@ def main(config: clock.Config) -> None:
 
     baseline = next(iter(systems))
     rows = {name: _summary(rounds) for name, rounds in found.items()}
-    shape = f"{config.batch_size} samples of up to {samples.max_seq_len} tokens a step"
-    print(f"\nBERT-{config.size}, {shape}, dropout {config.dropout}")
-    print(f"{'system':30} {'ms/step':>8} {'tokens/s':>9} {'ratio':>7} {'memory':>9} {'loss':>7}")
-    for name, row in rows.items():
+    for row in rows.values():
         row["mfu"] = utilisation(model, samples, row)
         row["ratio"] = row["tokens_per_second"] / rows[baseline]["tokens_per_second"]
-        print(
-            f"{name:30} {row['ms']:8.1f} {row['tokens_per_second']:9,.0f} {row['ratio']:6.2f}x "
-            f"{row['peak_mb']:6,.0f} MB {row['last_loss']:7.3f}"
-            + (f"  {row['mfu']:.0%} of the device's peak" if row["mfu"] else "")
-        )
-        if row["seconds_to_target"]:
-            reached = f"{row['seconds_to_target']:.1f} s of training"
-            print(f"{'':30} held-out MLM loss {config.target_loss} after {reached}")
-    print(f"ratio: tokens/s against {baseline}; loss: at the last step\n")
+    shape = f"{config.batch_size} samples of up to {samples.max_seq_len} tokens a step"
+    told = f"BERT-{config.size}, {shape}, dropout {config.dropout}"
+    note = (
+        f"Tokens are real ones, the ratio is that of tokens/s to {baseline}, loss at the last step."
+    )
+    lines = table(rows, config.target_loss)
+    print(f"\n{told}\n{report.columns(lines)}\n{note}\n")
     metrics = {}
     for name, row in reversed(rows.items()):  # ours first: it is what a summary shows
         key = re.sub(r"\W+", "_", name).strip("_")
@@ -90,6 +85,7 @@ def main(config: clock.Config) -> None:
         dataset=samples.manifest["source"]["name"],
         split="train",
         metrics=metrics,
+        table={"rows": lines, "notes": [f"{told}. {note}"]},
         compare_to=[],
         model={"name": config.size, "parameters": parameters},
         tokens=sum(sum(r["tokens"]) for rounds in found.values() for r in rounds),
@@ -98,6 +94,25 @@ def main(config: clock.Config) -> None:
         seeds=[config.seed],
         config=cli.as_dict(config),
     )
+
+
+def table(rows: dict[str, dict[str, Any]], target: float | None) -> list[list[str]]:
+    """A line for each system, in the order in which they were named."""
+    columns = {
+        "ms a step": lambda row: f"{row['ms']:.1f}",
+        "tokens/s": lambda row: f"{row['tokens_per_second']:,.0f}",
+        "ratio": lambda row: f"{row['ratio']:.2f}x",
+        "peak memory": lambda row: f"{row['peak_mb']:,.0f} MB",
+        "loss": lambda row: f"{row['last_loss']:.3f}",
+    }
+    if any(row["mfu"] for row in rows.values()):
+        columns["of the peak"] = lambda row: f"{row['mfu']:.0%}"
+    if target is not None:
+        columns[f"to held-out loss {target}"] = lambda row: (
+            f"{row['seconds_to_target']:.1f} s" if row["seconds_to_target"] else "not reached"
+        )
+    body = [[name, *(cell(row) for cell in columns.values())] for name, row in rows.items()]
+    return [["", *columns], *body]
 
 
 def utilisation(model: BertForPreTraining, samples: Samples, row: dict[str, Any]) -> float | None:

@@ -528,6 +528,7 @@ def test_benchmark(data, tmp_path, ladder, monkeypatch, capfd):
     known = sum(name.endswith("/mfu") for name in found)  # on a GPU whose peak is known
     assert found["trainer_fp32/ratio"]["value"] == 1 and len(found) - known == 4 * len(systems)
     told = re.findall(r" MB +([\d.]+)", capfd.readouterr().out)
+    assert [row[0] for row in result(tmp_path / "run")["table"]["rows"]] == ["", *systems]
     kept = [entry["value"] for name, entry in found.items() if name.endswith("/last_loss")]
     for losses in (kept, list(map(float, told))):
         assert len(losses) == len(systems) and max(losses) - min(losses) < 2e-2
