@@ -59,7 +59,7 @@ class TrainConfig(cli.RunConfig):
     micro_batch_size: int = 64
     """Samples computed at once on one process; the rest is gradient accumulation."""
     max_steps: int | None = None
-    """Optimizer steps to train; the schedule ends there."""
+    """Optimizer steps to train; the schedule ends there. Default, without --max-minutes: 1,000."""
     max_minutes: float | None = None
     """Minutes to train; the schedule is fitted to them after a short measurement."""
     slice_minutes: float | None = None
@@ -403,6 +403,7 @@ class Trainer:
             if self.evaluate:
                 start = time.monotonic()
                 self.evaluate(self.plain)
+                # before training, ten times meanwhile, and the script's own at the end
                 budget -= 12 * (time.monotonic() - start)
             fitting = max(10, int(0.97 * budget / seconds[state.precision]))
             steps = fitting if config.max_steps is None else min(fitting, steps)

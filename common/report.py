@@ -244,7 +244,7 @@ def markdown(rows: list[Row], folder: Path) -> str:
         link = Path(os.path.relpath(row.result.path, folder)).as_posix()
         cells[2] = cells[2].replace("; ", "<br>")
         if row.first:
-            cells[0], cells[-1] = f"[{cells[0]}]({link})", f"`{cells[-1]}`"
+            cells[0], cells[-1] = f"[{row.result.name}]({link}): {cells[0]}", f"`{cells[-1]}`"
         lines.append(cells)
     return grid(lines)
 

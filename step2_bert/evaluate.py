@@ -1,4 +1,4 @@
-"""Score any BERT on held-out samples, beside baselines that know nothing, and let it fill blanks.
+"""Score any BERT on held-out samples, beside knowing frequencies only, and let it fill in blanks.
 
 python step2_bert/evaluate.py --model runs/step2_bert/pretrain-cpu/model --data PREPARED
 python step2_bert/evaluate.py --model DIR --data PREPARED --text "The [MASK] of the people."
@@ -110,7 +110,8 @@ def pretraining_data(model: str) -> str:
 
 @torch.no_grad()
 def fill_in(model: BertForPreTraining, samples: Samples, texts: tuple[str, ...], n: int) -> str:
-    """The five likeliest tokens for each blank of `texts`, or for the first few of `n` samples."""
+    """The five likeliest tokens for the first six blanks of each of `texts`, or, without texts, of
+    `n` samples from all over the split."""
     tokenizer = load_tokenizer(samples.tokenizer_dir)
     device = next(model.parameters()).device
     blanks = []  # token ids (1, T), segments (1, T) or None, {position: hidden token or None}

@@ -237,7 +237,7 @@ class BertForPreTraining(HuggingFaceFormat, nn.Module):
         else:
             masked = self.mlm.transform(hidden.flatten(0, 1)[masked_positions])  # (M, d)
             parts = (masked, embedding, self.mlm.bias, masked_labels)
-            loss, _, hits = LinearCrossEntropy.apply(*parts, 0.0)
+            loss, _, hits = LinearCrossEntropy.apply(*parts, 0.0)  # no label smoothing
             out = out._replace(mlm_loss_sum=loss, mlm_correct=hits)
         return out._replace(**next_sentence_sums(out.nsp_logits, is_random_next))
 

@@ -80,8 +80,8 @@ def metrics(scores: dict[str, float]) -> dict[str, dict]:
 
 
 def baseline_metrics(train: Samples, samples: Samples) -> dict[str, dict]:
-    """The metrics of knowing word frequencies only, where a stuck model sits, and, for pairs, of
-    always giving the commoner answer.
+    """The metrics of knowing word frequencies only, and, for pairs, of always giving the commoner
+    answer.
 
     Frequencies are those of the training tokens, each counted once more than seen.
     """

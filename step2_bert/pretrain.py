@@ -27,7 +27,8 @@ class Config(engine.TrainConfig, PlanFlags):
     data: str = "sotu+imdb"
     """A directory made by prepare.py; or a name, file or folder, which is then prepared first."""
     size: Size = "tiny"
-    """Shape of the model: tiny 4 M parameters, mini 11 M, small 29 M, base 110 M, large 335 M."""
+    """Shape of the model; with 30,522 tokens tiny has 4 M parameters, mini 11 M, small 29 M,
+    medium 42 M, base 110 M, large 335 M."""
     impl: Literal["scratch", "hf"] = "scratch"
     """Our BERT, or the one of transformers."""
     nsp: bool = True

@@ -68,7 +68,7 @@ def test_tables_are_written_between_the_markers_and_then_agree(root):
     readme = (root / "README.md").read_text()
     assert readme.startswith("# Gym\nbefore\n<!-- results:start -->\n| result |")
     assert readme.endswith("|\n<!-- results:end -->\nafter\n") and "old" not in readme
-    assert "[our \\| BERT on enwiki heldout](notes/results/step2_bert-tiny.json)" in readme
+    assert "[tiny](notes/results/step2_bert-tiny.json): our \\| BERT on enwiki heldout" in readme
     assert "| 3.266 (BERT tiny, Wikipedia eval) | 3.512 | 1 | 2 cores AMD EPYC 9B14 |" in readme
     report.main(report.Config(root=str(root), check=True))
     assert (root / "README.md").read_text() == readme
