@@ -10,8 +10,8 @@ scored on the same held-out documents: on inputs from one document, as long as f
 single sentences, and by fine-tuning on labelled sentences. With --resume, trainings that were done
 are not done again.
 
-Target of the cpu preset: on long inputs a model that was trained on pairs of single sentences is
-worse than one trained on whole documents, by 0.05 nats or more.
+Target of the cpu preset: of two models, trained on pairs of single sentences and on whole
+documents, each is the better one on its own kind of input, by 0.1 nats or more on both together.
 """
 
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ PAPER = {  # ids of reported_numbers.csv: of the format, and of what its paper h
     "segment_pairs_mlm": ("albert-base-mlm-only", "albert-base-nsp"),
 }
 PAPER = {name: tuple(f"{one}-mnli-m-dev-accuracy" for one in pair) for name, pair in PAPER.items()}
-TARGET = 0.05
+TARGET = 0.1
 
 TRAINING = dict(batch_size=16, micro_batch_size=1024, max_seq_len=128, vocab_size=2048,
                 optimizer="muon", learning_rate=2e-3, muon_learning_rate=0.01)  # fmt: skip
@@ -133,9 +133,12 @@ def target(metrics: paired.Entries) -> str:
     short, long = (metrics.get(name, {}) for name in ("sentence_pairs", "doc_sentences"))
     if not short or not long:
         return ""
-    worse = short["long_loss"]["value"] - long["long_loss"]["value"]
-    told = f"on long inputs, sentence pairs are worse than whole documents by {worse:.2f} nats"
-    return f"target {'reached' if worse >= TARGET else 'missed'}: {told} (>= {TARGET})"
+    on_long = short["long_loss"]["value"] - long["long_loss"]["value"]
+    on_short = long["short_loss"]["value"] - short["short_loss"]["value"]
+    reached = min(on_long, on_short) > 0 and on_long + on_short >= TARGET
+    told = f"whole documents are better on long inputs by {on_long:.2f} nats, sentence pairs on two"
+    told += f" sentences by {on_short:.2f}, together {on_long + on_short:.2f} (>= {TARGET})"
+    return f"target {'reached' if reached else 'missed'}: {told}"
 
 
 if __name__ == "__main__":

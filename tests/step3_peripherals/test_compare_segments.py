@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.runs import metric
 from step2_bert import counting
 from step2_bert.corpus import prepare
 from step2_bert.masking import Vocabulary
@@ -68,6 +69,19 @@ def test_all_formats_are_scored_and_drawn(data, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "full sentences" in printed and "target " in printed
     assert all(len(row) == len(found["table"]["rows"][0]) for row in found["table"]["rows"])
+
+
+@pytest.mark.parametrize(
+    ("long_losses", "short_losses", "reached"),  # of sentence pairs, and of whole documents
+    [((3.5, 3.45), (3.3, 3.36), True), ((3.5, 3.45), (3.3, 3.34), False),
+     ((3.4, 3.45), (3.3, 3.56), False), ((3.6, 3.45), (3.3, 3.29), False)],
+)  # fmt: skip
+def test_the_target(long_losses, short_losses, reached):
+    losses = zip(("sentence_pairs", "doc_sentences"), long_losses, short_losses, strict=True)
+    found = {name: {"long_loss": metric(a), "short_loss": metric(b)} for name, a, b in losses}
+    told = compare_segments.target(found)
+    assert told.startswith("target reached" if reached else "target missed")
+    assert compare_segments.target({"doc_sentences": found["doc_sentences"]}) == ""
 
 
 def test_a_comparison_that_is_stopped_goes_on_as_it_was_begun(data, tmp_path, capsys):
