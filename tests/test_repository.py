@@ -182,7 +182,7 @@ def test_the_notes_tell_what_a_pretraining_is_worth():
         "ablation-rt-random-ten-seeds": None,
         "ablation-rt-counted": None,
         "ablation-rt-random-embeddings": "ablation-random-embeddings",
-        "ablation-rt-pretrained-ten-seeds": "tour-pretrain",
+        "ablation-rt-pretrained-ten-seeds": "ablation-counted-embeddings",
     }
     for tuned, pretrained in rows.items():
         accuracy = kept(f"step2_bert-{tuned}")["accuracy"]
