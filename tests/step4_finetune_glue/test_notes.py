@@ -1,5 +1,6 @@
-"""The table of baselines in the notes is what the code gives on the data."""
+"""The tables of the notes are what the code gives on the data, and what the kept results say."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.cli import UserError
+from common.report import load_reported
 from step4_finetune_glue import baselines, tasks
 
 NOTES = Path(__file__).resolve().parents[2] / "step4_finetune_glue" / "notes.md"
@@ -32,3 +34,18 @@ def test_baselines(name, monkeypatch):
     for told, kind in zip(ROWS[name], baselines.NAMES, strict=True):
         values = [float(value) for value in told.split("/")]
         assert values == [pytest.approx(scores[kind][metric], abs=0.051) for metric in task.metrics]
+
+
+@pytest.mark.parametrize("size", ["tiny", "mini"])
+def test_how_far_our_own_fall_short(size):
+    notes, cells = NOTES.parents[1] / "notes", []
+    reported = load_reported(notes / "reported_numbers.csv")
+    for name in ("CoLA", "SST-2", "MRPC", "STS-B", "RTE", "WNLI"):
+        kept = notes / "results" / f"step4_finetune_glue-{size}-{name.lower()}.json"
+        scores = json.loads(kept.read_text())["metrics"] if kept.exists() else {}
+        differences = []
+        for metric in tasks.TASKS[name].metrics if scores else ():
+            row = reported[f"bert-{size}-reference-{name.lower()}-dev-{metric}"]
+            differences.append(f"{scores[metric]['value'] - float(row['value']):+.1f}")
+        cells.append(" / ".join(differences) or "–")
+    assert f"| {size} | {' | '.join(cells)} |\n" in NOTES.read_text()
