@@ -172,7 +172,8 @@ def cell(scores: dict[str, tuple[float, float | None]], metrics: list[str]) -> s
 
 
 def reported(path: Path, tasks: Iterable[str] = GLUE) -> list[System]:
-    """The systems in reported_numbers.csv that have a score on the dev set of one of `tasks`."""
+    """The systems in reported_numbers.csv that have a score on the dev set of one of `tasks`, with
+    their scores on these."""
     systems: dict[str, System] = {}
     for row in load_reported(path).values():
         name, metric, task = (
@@ -181,7 +182,7 @@ def reported(path: Path, tasks: Iterable[str] = GLUE) -> list[System]:
             row["dataset"],
         )
         wanted = row["step"] == "step4_finetune_glue" and row["split"].startswith("dev")
-        if wanted and task in GLUE and metric in SHORT:
+        if wanted and task in tasks and metric in SHORT:
             system = systems.setdefault(name, System(name, "reported"))
             system.scores.setdefault(task, {})[metric] = (float(row["value"]), None)
     order = list(SHORT)
@@ -190,7 +191,7 @@ def reported(path: Path, tasks: Iterable[str] = GLUE) -> list[System]:
             system.scores[task] = dict(
                 sorted(scores.items(), key=lambda pair: order.index(pair[0]))
             )
-    return [system for system in systems.values() if set(tasks) & set(system.scores)]
+    return list(systems.values())
 
 
 def compared(path: Path, task: str, metrics: Iterable[str], words: Iterable[str]) -> list[str]:
