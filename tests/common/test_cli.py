@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -153,9 +154,9 @@ def test_gym_debug_shows_the_traceback(script, data):
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_leaves_with_its_code_and_one_line(script, signum, code):
     command = [sys.executable, str(script), "--data", "wait"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    heard = partial(signal.signal, signum, signal.SIG_DFL)  # which a shell's background job ignores
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, preexec_fn=heard, **pipes) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signum)
         _, told = process.communicate(timeout=30)
