@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from step1_transformer.budget import activation_bytes, device, print_cost, transformer_flops
+from step2_bert.checkpoint import pretrained
 from step2_bert.masking import usual_predictions
 from step2_bert.model import BertConfig, BertForPreTraining
 from step2_bert.samples import Samples
@@ -59,7 +60,7 @@ def print_plan(config) -> None:
 def second_phase(config, steps: int) -> str:
     """The commands for the last `steps` of the plan, at length 512, after the run of `config`."""
     folder = f"runs/step2_bert/{Path(config.data).name}-512"
-    first = f"{config.out or f'runs/step2_bert/pretrain-{config.preset}'}/model"
+    first = f"{config.out}/model" if config.out else pretrained(config.preset)
     many = f"accelerate launch --num_processes {config.n_devices}"
     launch = many if config.n_devices > 1 else "python"
     rate = config.learning_rate * config.min_lr_ratio

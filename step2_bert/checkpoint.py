@@ -71,6 +71,11 @@ def locate(model: str | Path) -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
+def pretrained(preset: str) -> str:
+    """Where pretrain.py leaves its model if `--out` says nothing else."""
+    return f"runs/step2_bert/pretrain-{preset}/model"
+
+
 def hf_names(name: str) -> list[str]:
     """The Hugging Face parameters that make up our parameter `name` (three for Q, K and V)."""
     for ours, theirs in PARAMETER_NAMES:

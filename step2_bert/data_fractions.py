@@ -61,11 +61,10 @@ PRESETS = {
 
 def main(config: Config) -> None:
     run = runs.Run.open(config, f"step2_bert/data-fractions-{config.preset}")
-    if run.finished():
+    if resuming.finished(run, config, free={"preset", "slice_minutes"}):
         return
     if not (Path(config.data) / "manifest.json").exists():
         raise UserError(f"--data {config.data!r} is not a directory made by prepare.py")
-    resuming.check(run.path, cli.as_dict(config), {"preset", "slice_minutes"})
 
     # Train: keys are (steps or epochs, share), values the result.json of pretraining
     results, curves = {}, {"steps": {}, "epochs": {}}

@@ -15,6 +15,7 @@ import torch
 from common import cli, data, runs
 from common.cli import UserError
 from step2_bert import objective
+from step2_bert.checkpoint import pretrained
 from step2_bert.model import BertForPreTraining
 from step2_bert.samples import Samples
 from step2_bert.tokenizer import load_tokenizer
@@ -36,7 +37,7 @@ class Config(cli.RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self.model = self.model or f"runs/step2_bert/pretrain-{self.preset}/model"
+        self.model = self.model or pretrained(self.preset)
 
 
 PRESETS = {"smoke": dict(examples=1), "cpu": {}, "gpu": {}}

@@ -12,7 +12,7 @@ from common import batching, cli, data, engine, runs, subruns
 from common.cli import UserError
 from common.report import mean_and_sd
 from common.runs import metric
-from step2_bert.checkpoint import locate
+from step2_bert.checkpoint import locate, pretrained
 from step2_bert.classification import Encoded, baselines, losses, score, sentences
 from step2_bert.model import BertForSequenceClassification
 from step2_bert.tokenizer import load_tokenizer
@@ -39,7 +39,7 @@ class Config(engine.TrainConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self.model = self.model or f"runs/step2_bert/pretrain-{self.preset}/model"
+        self.model = self.model or pretrained(self.preset)
         for name in ("seeds", "epochs", "max_seq_len"):
             cli.check(self, name, "above 0", lambda value: value > 0)
 

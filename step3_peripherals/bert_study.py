@@ -95,11 +95,11 @@ class Study:
         shape = BertConfig.named(config.size, **shape, dropout=0.0, attention_dropout=0.0)
         engine.seed_everything(config.seed)
         model = BertForPreTraining(shape)
-        self.start(model)
         model.untrained_parts = () if self.has_question(way) else ("bert.pooler", "nsp")
         self.parameters = sum(p.numel() for p in model.parameters())
         if (folder / "scores.json").exists():
             return json.loads((folder / "scores.json").read_text())
+        self.start(model)
         state = self._engine(
             model, config=config, losses=objective.losses, **self.batches_of(way, config)
         )

@@ -120,8 +120,9 @@ def main(config: Config) -> None:
     degeneration.show(texts, tokenizer, n_prompt, run.path / "samples.txt")
     print(f"figure: {run.path}/curves.png\ntexts:  {run.path}/samples.txt")
     print("\n".join(degeneration.targets(found)))
-    trained_here = {} if config.model else json.loads((folder.parent / "result.json").read_text())
-    training = trained_here.get("seconds", 0.0)
+    training = 0.0
+    if not config.model:
+        training = json.loads((folder.parent / "result.json").read_text())["seconds"]
     n_written = len(config.strategies) * config.texts * config.new_tokens
     run.result(
         step="step3_peripherals",
