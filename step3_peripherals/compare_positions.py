@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common import cli, runs, subruns
+from common import cli, report, runs, subruns
 from common.cli import UserError
 from step1_transformer import resuming
 from step3_peripherals import extrapolation, stream
@@ -127,7 +127,9 @@ def main(config: Config) -> None:
     )
     speed = {n: statistics.median(one["tokens_per_second"] for one in found[n]) for n in found}
     paper = extrapolation.reported()
-    print(f"\n{extrapolation.table(perplexity, speed, config.max_seq_len)}")
+    losses = {name: extrapolation.training_loss(each) for name, each in curves.items()}
+    table = extrapolation.table(perplexity, losses, speed, config.max_seq_len, paper)
+    print(f"\n{report.columns(table)}")
     if paper:
         print(f"\n{extrapolation.paper_table(paper)}")
     extrapolation.plot(perplexity, paper, curves, config.max_seq_len, run.path / "curves.png")
@@ -153,7 +155,9 @@ def main(config: Config) -> None:
             for kind, scores in (("perplexity", perplexity), ("bits per byte", bits))
             for name in found
             for length, entry in scores[name].items()
-        },
+        }
+        | {f"training loss of {name}": entry for name, entry in losses.items()},
+        table={"rows": table},
         paper={f"{n} trained at {length}": values for (n, length), values in paper.items()},
         compare_to=[],
         model=trained[0]["model"],

@@ -45,21 +45,41 @@ def over_seeds(results: list[dict], name: str, lengths: tuple[int, ...]) -> Scor
     return scores
 
 
+def training_loss(events: list[list[dict]]) -> dict:
+    """Nats a token over the last tenth of what was logged of the training: mean and sd over a
+    scheme's runs, whose events these are."""
+    logged = [[e["train/token_loss"] for e in run if e["event"] == "train"] for run in events]
+    means = [statistics.mean(losses[-max(len(losses) // 10, 1) :]) for losses in logged]
+    return metric(means, unit="nats", higher_is_better=False)
+
+
 def growth(scores: Scores, trained: int) -> float:
     """Perplexity at the longest rows as a multiple of that at the training length."""
     return scores[max(scores)]["value"] / scores[trained]["value"]
 
 
-def table(perplexity: dict[str, Scores], speed: dict[str, float], trained: int) -> str:
-    """A scheme a line, a length a column."""
+def table(
+    perplexity: dict[str, Scores],
+    losses: dict[str, dict],
+    speed: dict[str, float],
+    trained: int,
+    paper: dict[tuple[str, int], dict[int, float]],
+) -> list[list[str]]:
+    """A scheme a line: perplexity, a length a column; training loss; tokens/s. Below them what the
+    paper has of models trained at the same length."""
     lengths = sorted({length for scores in perplexity.values() for length in scores})
-    heads = "".join(f"{f'at {length}':>20}" for length in lengths)
-    lines = [f"{'perplexity':12}{heads}{'longest/trained':>17}{'tokens/s':>10}"]
+    heads = [*(f"at {length}" for length in lengths), "longest/trained"]
+    lines = [["perplexity", *heads, "training loss", "tokens/s"]]
     for name, scores in perplexity.items():
-        cells = "".join(f"{_cell(scores.get(length)):>20}" for length in lengths)
-        times = f"{growth(scores, trained):.2f}" if len(scores) > 1 else "-"
-        lines.append(f"{name:12}{cells}{times:>17}{speed[name]:10,.0f}")
-    return "\n".join(lines)
+        cells = [_cell(scores.get(length)) for length in lengths]
+        times = f"{growth(scores, trained):.2f}" if len(scores) > 1 else "–"
+        lines.append([name, *cells, times, mean_and_sd(losses[name], ".3f"), f"{speed[name]:,.0f}"])
+    for (name, length), values in paper.items():
+        if length == trained:
+            cells = [f"{values[n]:.2f}" if n in values else "–" for n in lengths]
+            times = f"{values[max(values)] / values[trained]:.2f}"
+            lines.append([f"{name}, in the paper", *cells, times, "–", "–"])
+    return lines
 
 
 def paper_table(paper: dict[tuple[str, int], dict[int, float]]) -> str:

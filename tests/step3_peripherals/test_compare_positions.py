@@ -209,4 +209,17 @@ def test_growth_and_spread():
     assert list(scores) == [8, 16]
     assert scores[8]["value"] == 15 and scores[8]["sd"] == pytest.approx(np.sqrt(50))
     assert extrapolation.growth(scores, 8) == 2
-    assert "± 7.07" in extrapolation.table({"x": scores}, {"x": 1.0}, 8)
+
+    events = [
+        [{"event": "train", "train/token_loss": 9.0}] * 18
+        + [{"event": "train", "train/token_loss": last} for last in (two, two + 1)]
+        for two in (2, 4)
+    ]
+    losses = extrapolation.training_loss(events)
+    assert losses["value"] == 3.5 and losses["sd"] == pytest.approx(np.sqrt(2))
+
+    paper = {("x", 8): {8: 20.0, 32: 10.0}, ("x", 512): {512: 20.0, 1024: 90.0}}
+    head, line, theirs = extrapolation.table({"x": scores}, {"x": losses}, {"x": 1.0}, 8, paper)
+    assert head[:3] == ["perplexity", "at 8", "at 16"]
+    assert line == ["x", "15.00 ± 7.07", "30.00 ± 0.00", "2.00", "3.500 ± 1.414", "1"]
+    assert theirs == ["x, in the paper", "20.00", "–", "0.50", "–", "–"]
