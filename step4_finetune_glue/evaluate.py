@@ -63,7 +63,7 @@ def main(config: Config) -> None:
         submit(config, found)
 
     # Score each run on all its dev splits, and show where it fails
-    systems, low, encoders = {}, set(), {}
+    systems, low, encoders, entries = {}, set(), {}, {}
     lines = {name: System(name.replace("_", " "), "baseline") for name in baselines.NAMES}
     short = Counter({run.system: run.label for run in found}.values())
     for run in sorted(found, key=lambda run: not run.random):
@@ -76,6 +76,7 @@ def main(config: Config) -> None:
         kind = "baseline" if run.random else "measured"
         system = systems.setdefault(run.system, System(title, kind))
         system.scores[name] = {k: (entry["value"], entry["sd"]) for k, entry in measured.items()}
+        entries |= {f"{name} {k} of {title}": entry for k, entry in measured.items()}
         if run.random:
             means = {k: entry["value"] for k, entry in measured.items()}
             encoders[run.pretrained, name] = {figures.RANDOM: means}
@@ -92,6 +93,7 @@ def main(config: Config) -> None:
     runs.write_text(whole.path / "table.md", table.markdown() + "\n")
     table.draw(whole.path / "curves.png")
     averages = {f"average_{slug(one.name)}": table.average(one) for one in ours}
+    averages = {k: metric(v, unit="%") for k, v in averages.items() if v is not None}
     whole.result(
         step="step4_finetune_glue",
         script="evaluate",
@@ -99,7 +101,7 @@ def main(config: Config) -> None:
         preset=config.preset,
         dataset="GLUE",
         split="dev",
-        metrics={k: metric(v, unit="%") for k, v in averages.items() if v is not None},
+        metrics=averages or entries,
         averaged=table.averaged(),
         low_resource=sorted(low),
         table=table.as_json(),

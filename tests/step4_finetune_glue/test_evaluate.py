@@ -214,6 +214,17 @@ def test_the_table_has_systems_baselines_and_reported_rows(done):
     assert whole["metrics"]["average_minilm"]["value"] == rte
 
 
+def test_without_a_comparable_task_the_scores_stand_for_the_average(tmp_path, glue):
+    finetuned(tmp_path / "runs", glue, "MNLI", low=True)
+    assert call("--runs", tmp_path / "runs", "--out", tmp_path / "out") == 0
+    whole = report.load_result(tmp_path / "out" / "result.json", {}, fresh=True)
+    one = result(tmp_path / "out" / "minilm_pretrained_weights-mnli")["metrics"]
+    assert whole.values["metrics"] == {
+        f"MNLI {name} of minilm": one[name] for name in ("accuracy", "mismatched_accuracy")
+    }
+    assert len(report.build_rows([whole], {})) == 2  # so that its table can be kept
+
+
 def test_a_random_encoder_is_a_baseline_beside_its_like(tmp_path, glue, capfd):
     for name, system in (("one", "pretrained"), ("two", "random")):
         finetuned(tmp_path / "runs" / name, glue, "RTE", f"minilm, {system} weights")
