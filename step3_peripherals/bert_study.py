@@ -1,7 +1,8 @@
 """Ways to pretrain, each tried by small BERTs: scored on text that all share, and by fine-tuning.
 
 A `Study` holds what all trainings have in common. What differs is for its kinds to say: the batches
-(`batches_of`), and the exam on held-out text (`heldout_scores`).
+(`batches_of`), the exam on held-out text (`heldout_scores`), and for how many `steps`, if not all
+train for the same.
 """
 
 import json
@@ -76,6 +77,15 @@ class Study:
         """Scores on held-out text, by name."""
         raise NotImplementedError
 
+    def steps(self, way: Any, config: StudyConfig) -> int:
+        """Optimizer steps of a training in this way."""
+        return config.max_steps
+
+    def shape(self, config: StudyConfig) -> BertConfig:
+        """Of all models."""
+        shape = dict(vocab_size=self.train.vocab_size, max_seq_len=self.train.max_seq_len)
+        return BertConfig.named(config.size, **shape, dropout=0.0, attention_dropout=0.0)
+
     def start(self, model: BertForPreTraining) -> None:
         """Change the weights with which every model begins; they are random."""
 
@@ -91,10 +101,9 @@ class Study:
         fine-tuning too. Raises `cli.Interrupted` with a checkpoint written.
         """
         folder, budget = Path(config.out), subruns.Slice(config.slice_minutes)
-        shape = dict(vocab_size=self.train.vocab_size, max_seq_len=self.train.max_seq_len)
-        shape = BertConfig.named(config.size, **shape, dropout=0.0, attention_dropout=0.0)
+        config = replace(config, max_steps=self.steps(way, config))
         engine.seed_everything(config.seed)
-        model = BertForPreTraining(shape)
+        model = BertForPreTraining(self.shape(config))
         model.untrained_parts = () if self.has_question(way) else ("bert.pooler", "nsp")
         self.parameters = sum(p.numel() for p in model.parameters())
         if (folder / "scores.json").exists():

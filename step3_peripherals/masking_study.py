@@ -8,7 +8,9 @@ from torch import nn
 
 from common import batching, engine
 from step2_bert import objective
+from step2_bert.budget import flops_per_token
 from step2_bert.masking import Vocabulary
+from step2_bert.model import BertForPreTraining
 from step2_bert.samples import Samples
 from step3_peripherals.bert_study import Study, StudyConfig
 from step3_peripherals.masking import Masking, mask
@@ -18,7 +20,18 @@ SCORED = {"mlm": Masking(static=True), "blank": Masking(mask_share=1, random_sha
 
 
 class MaskingStudy(Study):
-    """All masks hide parts of the same batches."""
+    """All masks hide parts of the same batches, and all trainings cost the same."""
+
+    def steps(self, way: Masking, config: StudyConfig) -> int:
+        """`config.max_steps` at the usual rate, else as many as take the same compute: the output
+        layer is paid for at hidden tokens alone, so a step that hides more of them costs more."""
+        with torch.device("meta"):  # shapes without memory
+            model = BertForPreTraining(self.shape(config))
+        usual, cost = (
+            flops_per_token(model, self.train.max_seq_len, masking.rate)
+            for masking in (Masking(), way)
+        )
+        return max(1, round(config.max_steps * usual / cost))
 
     def batches_of(self, way: Masking, config: StudyConfig) -> dict[str, Any]:
         def make_batch(rows, epoch):

@@ -48,6 +48,14 @@ def title_of(name: str) -> str:
     return plain.get(name) or (f"{rest} %" if kind == "rate" else rest.replace("_", "/"))
 
 
+def note(steps: dict[str, int]) -> str:
+    """How many steps of each mask cost the same."""
+    others = [f"{n:,} ({title_of(name)})" for name, n in steps.items() if n != steps[BASE]]
+    return f"equal compute: {steps[BASE]:,} steps of each" + f", but {', '.join(others)}" * bool(
+        others
+    )
+
+
 def target(differences: Entries) -> str:
     """What the cpu preset is to show, and whether it did."""
     if "mix_0_0_100" not in differences:

@@ -2,14 +2,18 @@
 
 import json
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from common import report, runs
+from step2_bert import objective
 from step2_bert.corpus import prepare
 from step2_bert.masking import Vocabulary
+from step2_bert.model import BertForPreTraining
 from step2_bert.samples import Samples
 from step2_bert.shards import PrepareOptions
 from step2_bert.tokenizer import load_tokenizer
@@ -157,6 +161,26 @@ def test_all_masks_see_the_same_text(data):
         ids[batch["masked_positions"]] = batch["masked_labels"]
         texts.append(ids)
     assert all((text == texts[0]).all() for text in texts)
+
+
+def test_all_masks_cost_the_same(data, capsys, monkeypatch):
+    monkeypatch.setattr(masking_table, "plot", lambda *parts: None)
+    assert call("--data", data, "--variants", "rate_60", "--max-steps", 20) == 0
+    told = "equal compute: 20 steps of each, but 18 (60 %)"
+    assert told in capsys.readouterr().out and told in result()["table"]["notes"]
+
+    config = compare_masking.Config(**compare_masking.PRESETS["smoke"] | dict(data=str(data)))
+    study = masking_study.MaskingStudy(config)
+    model, steps, spent = BertForPreTraining(study.shape(config)), [], []
+    for rate in (0.15, 0.6):
+        masking = Masking(rate=rate)
+        batch = masking_study.masked_batch(study.train, np.arange(32), study.vocabulary, masking)
+        with FlopCounterMode(display=False) as counter:
+            objective.losses(model, batch)["mlm_loss"].backward()
+        steps.append(study.steps(masking, replace(config, max_steps=1000)))
+        spent.append(steps[-1] * counter.get_total_flops())
+    assert steps[0] == 1000 and steps[1] < 950
+    assert spent[1] / spent[0] == pytest.approx(1, abs=0.03)
 
 
 def test_heldout_masks_are_fixed_and_those_of_the_name(data):
