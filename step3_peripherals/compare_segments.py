@@ -114,6 +114,7 @@ def main(config: Config) -> None:
         }
         | {f"accuracy {name}": entry for name, entry in baseline.items()},
         differences=differences,
+        scores_per_seed=found,
         table={"rows": rows, "notes": [note]},
         paper=paper,
         compare_to=[],

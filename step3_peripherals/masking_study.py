@@ -15,8 +15,14 @@ from step2_bert.samples import Samples
 from step3_peripherals.bert_study import Study, StudyConfig
 from step3_peripherals.masking import Masking, mask
 
-# Held-out text is scored with these, whatever a model was trained with
-SCORED = {"mlm": Masking(static=True), "blank": Masking(mask_share=1, random_share=0, static=True)}
+# Held-out text is scored with these, whatever a model was trained with: what stands in the place of
+# a token is [MASK], another token, the token itself, or as in BERT's training
+SCORED = {
+    "blank": Masking(mask_share=1, random_share=0, static=True),
+    "wrong": Masking(mask_share=0, random_share=1, static=True),
+    "same": Masking(mask_share=0, random_share=0, static=True),
+    "mlm": Masking(static=True),
+}
 
 
 class MaskingStudy(Study):
@@ -46,7 +52,7 @@ class MaskingStudy(Study):
         }
 
     def heldout_scores(self, model: nn.Module, way: Masking) -> dict[str, float]:
-        """Loss (nats) and accuracy (%) on all held-out samples, masked in both ways of `SCORED`."""
+        """Loss (nats) and accuracy (%) on all held-out samples, masked in all ways of `SCORED`."""
         found, lengths = {}, self.heldout.lengths
         order = batching.Batches(lengths, batch_size=128, shuffle=False, drop_last=False)
         for name, masking in SCORED.items():

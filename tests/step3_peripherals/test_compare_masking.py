@@ -73,9 +73,11 @@ def test_a_comparison_is_scored_and_drawn(data, reviews, tmp_path, capsys):
     assert call(*flags) == 0
     whole = result()
     names = {f"{score} {name}" for score in masking_table.SCORES for name in (BASE, "span")}
-    known = {"accuracy majority_class", "accuracy bag_of_words"}
+    known = {"accuracy majority_class", "accuracy bag_of_words", "mlm_loss word_frequencies"}
     assert set(whole["metrics"]) == names | known
     assert all(whole["metrics"][name]["n"] == 1 for name in names)
+    (one,) = whole["scores_per_seed"]["span"]
+    assert one["same_loss"] == whole["metrics"]["same_loss span"]["value"]
     assert whole["differences"]["span"]["mlm_loss"]["value"] == pytest.approx(
         whole["metrics"]["mlm_loss span"]["value"] - whole["metrics"]["mlm_loss base"]["value"]
     )
@@ -195,6 +197,10 @@ def test_heldout_masks_are_fixed_and_those_of_the_name(data):
         assert (drawn[0]["input_ids"] == drawn[1]["input_ids"]).all()
         shown = drawn[0]["input_ids"].flatten()[drawn[0]["masked_positions"]]
         assert (shown == vocabulary.mask_id).all() == (name == "blank")
+        labels = drawn[0]["masked_labels"]
+        assert (shown == labels).all() == (name == "same")
+        if name == "wrong":
+            assert (shown != vocabulary.mask_id).all() and (shown == labels).float().mean() < 0.1
 
 
 def test_differences_are_taken_seed_by_seed():
@@ -205,8 +211,8 @@ def test_differences_are_taken_seed_by_seed():
     assert differences["span"]["accuracy"]["value"] == 1.5
     assert differences["span"]["accuracy"]["sd"] == pytest.approx(0.5**0.5)
     assert masking_table.target(differences) == ""
-    for worse, told in ((0.2, "reached"), (0.05, "missed")):
-        entries = {"mix_0_0_100": {"mlm_loss": {"value": worse}}}
+    for worse, told in ((0.6, "reached"), (0.4, "missed")):
+        entries = {"rate_40": {"blank_loss": {"value": -worse}}}
         assert masking_table.target(entries).startswith(f"target {told}: ")
     rows = paired.rows(metrics, differences, masking_table.SCORES, {"span": -0.25}, title_of)
     assert rows[2] == ["spans", "66.5 ± 7.8", "+1.5 ± 0.7", "-0.2"]
@@ -217,11 +223,13 @@ def test_differences_are_taken_seed_by_seed():
 
 def test_published_differences_come_from_the_reported_numbers(tmp_path):
     file = tmp_path / "numbers.csv"
-    rows = [("mask-rate-15-mnli", 84.2), ("mask-rate-40-mnli", 84.5)]
+    rows = [("mask-rate-15-mnli", 84.2), ("mask-rate-60-mnli", 83.2)]
+    rows += [("mask-rate-15-80-10-10-mnli", 83.7), ("mask-rate-40-80-10-10-mnli", 84.3)]
     rows += [("bert-mask-80-10-10-mnli", 84.2), ("bert-mask-0-0-100-mnli", 83.6)]
     lines = [f"{name},BERT,accuracy,{value},%,Table 8" for name, value in rows]
     file.write_text("\n".join(["id,system,metric,value,unit,source_locator", *lines]))
-    assert paired.reported(masking_table.PAPER, file) == {"rate_40": 0.3, "mix_0_0_100": -0.6}
+    told = {"rate_60": -1.0, "rate_40": 0.6, "mix_0_0_100": -0.6}
+    assert paired.reported(masking_table.PAPER, file) == told
 
 
 def test_variants_are_what_they_are_called():
