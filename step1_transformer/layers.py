@@ -31,6 +31,9 @@ class LayerConfig:
     attention: str = "auto"  # and norm: explicit, fused (PyTorch's kernels), or the faster
 
     def __post_init__(self):
+        for name in ("d_model", "n_heads", "d_ff"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} {value} is not 1 or more")
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
         known_values = {"norm": ("post", "pre"), "activation": ACTIVATIONS, "attention": KINDS}

@@ -11,13 +11,25 @@ from common.cli import UserError
 ALWAYS_FREE = {"out", "resume", "tracker"}  # where a run lies and how it is watched
 
 
+def read(path: Path) -> dict[str, Any]:
+    """A JSON object that a run wrote; UserError if it is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("an object was expected")
+        return found
+    except ValueError as error:
+        told = "delete it and go on with --resume, or choose another --out"
+        raise UserError(f"{path} is damaged ({error}): {told}") from None
+
+
 def check(folder: Path, settings: dict[str, Any], free: Set[str]) -> None:
     """Raises UserError if the run in `folder` was begun with other settings than these.
 
     Its results would be mixed, for what is done is never done again. Those that are `free`, and
     ALWAYS_FREE, decide no result.
     """
-    begun = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    begun = read(folder / "config.json")
     now = json.loads(json.dumps(settings))
     for name in sorted(now.keys() - free - ALWAYS_FREE):
         if begun.get(name) != now[name]:
@@ -38,7 +50,7 @@ def finished(
     result = run.path / "result.json"
     if result.exists():
         now = json.loads(json.dumps(settings))
-        done = json.loads(result.read_text(encoding="utf-8"))["config"]
+        done = read(result).get("config", {})
         if any(done.get(name) != now[name] for name in more):
             return False
     return run.finished()

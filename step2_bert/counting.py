@@ -39,7 +39,7 @@ def token_vectors(samples: Samples, rows: np.ndarray, d: int, window: int = 3) -
     if d > samples.vocab_size:
         raise UserError(
             f"{samples.vocab_size:,} tokens cannot be told apart in {d} directions by counting: "
-            "start with --embeddings random, or take a larger vocabulary"
+            "take a larger vocabulary, or begin with random embeddings"
         )
     vectors = directions(ppmi(cooccurrences(samples, rows, window)), d)
     alone = np.linalg.norm(vectors, axis=1) < 1e-6

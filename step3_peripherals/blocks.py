@@ -101,9 +101,13 @@ class WriteRows(PipelineStep):
                 found = {name: doc.metadata[name] for name in self.fields if name in doc.metadata}
                 write({"id": doc.id, "text": doc.text} | found)
                 yield doc
-        # In the end, for all tasks of this process: KiB on Linux
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        self.stat_update("peak_memory", value=peak, unit="task")
+        note_peak(self)
+
+
+def note_peak(step: PipelineStep) -> None:
+    """At the end of a task: the most memory that its process had until then, in KiB on Linux."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step.stat_update("peak_memory", value=peak, unit="task")
 
 
 class Records:
@@ -255,7 +259,7 @@ class Language(BaseFilter):
 
     def __init__(self, dropped: Path, languages: Sequence[str]):
         super().__init__(Records(dropped, self.name))
-        self.languages = languages
+        self.languages = {FAMILIES.get(language, language) for language in languages}
 
     def filter(self, doc):
         import py3langid
@@ -336,6 +340,7 @@ class Match(PipelineStep):
             keys, hashes = (np.concatenate([t[:, i] for t in tables]) for i in (0, band + 1))
             with written(self.folder / f"{band:05d}.npy") as beside, open(beside, "wb") as file:
                 np.save(file, links(hashes, keys))
+        note_peak(self)
         yield from ()
 
 
@@ -360,6 +365,7 @@ class Group(PipelineStep):
         table = [(k, heads.get(k, head), int(k in heads)) for k, head in near.duplicates()]
         with written(self.duplicates) as beside, open(beside, "wb") as file:
             np.save(file, np.array(table, np.uint64).reshape(-1, 3))
+        note_peak(self)
         yield from ()
 
 

@@ -25,6 +25,10 @@ from step3_peripherals import extrapolation, stream
 from step3_peripherals.positions import SCHEMES
 
 SCRIPT = Path(__file__).resolve().parent / "train_lm.py"
+TAKEN = {"out", "resume", "seed", "positions", "score-lengths", "optimizer", "preset"} | {
+    *("data", "max-documents", "heldout-every", "vocab-size", "max-seq-len", "max-steps"),
+    *("batch-size", "micro-batch-size", "learning-rate", "precision", "cache", "eval-every"),
+}
 TARGET = 1.1  # ALiBi's perplexity at the longest rows, at most, as a multiple of that as trained
 
 
@@ -75,6 +79,8 @@ class Config(cli.RunConfig):
             raise UserError(f"--score-lengths must have that of training, {self.max_seq_len}")
         pairs = "pairs name=value, as in d-model=256"
         cli.check(self, "settings", pairs, lambda v: all(text.partition("=")[2] for text in v))
+        if taken := {text.partition("=")[0] for text in self.settings} & TAKEN:
+            raise UserError(f"--settings {min(taken)}=...: this script sets it, see --help")
 
 
 PRESETS = {

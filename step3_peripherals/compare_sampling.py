@@ -27,6 +27,7 @@ from step3_peripherals.language_model import LanguageModel
 from step3_peripherals.strategies import STRATEGIES, strategy
 
 SCRIPT = Path(__file__).resolve().parent / "train_lm.py"
+TAKEN = {"out", "resume", "data", "seed", "cache"}
 
 
 @dataclass
@@ -60,6 +61,8 @@ class Config(cli.RunConfig):
                 raise UserError(f"no strategy {name!r}; there are: {', '.join(STRATEGIES)}")
         pairs = "pairs name=value, as in max-minutes=4"
         cli.check(self, "settings", pairs, lambda v: all(text.partition("=")[2] for text in v))
+        if taken := {text.partition("=")[0] for text in self.settings} & TAKEN:
+            raise UserError(f"--settings {min(taken)}=...: this script sets it, see --help")
 
 
 PRESETS = {

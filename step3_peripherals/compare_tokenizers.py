@@ -80,7 +80,7 @@ class Config(cli.RunConfig):
         for name in above:
             cli.check(self, name, "above 0", lambda value: value > 0)
         cli.check(self, "dropout", "between 0 and 1", lambda value: 0 <= value <= 1)
-        cli.check(self, "alpha", "0 or more", lambda value: value >= 0)
+        cli.check(self, "alpha", "from 0 to 1000", lambda value: 0 <= value <= 1000)
         cli.check(self, "d_model", "a multiple of 32", lambda value: value > 0 and value % 32 == 0)
         if unknown := [name for name in self.algorithms if name not in ALGORITHMS]:
             known = ", ".join(ALGORITHMS)

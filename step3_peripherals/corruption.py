@@ -53,6 +53,9 @@ class Corruption:
             raise UserError("corruption: a rate in (0, 1) and a mean length above 0")
         if self.scheme == "t5" and self.first_sentinel is None:
             raise UserError("corruption t5: needs first_sentinel, the id of the first sentinel")
+        if self.scheme == "t5" and not 0 < self.n_sentinels <= self.first_sentinel + 1:
+            told = f"{self.n_sentinels} sentinels do not count down from {self.first_sentinel}"
+            raise UserError(f"corruption t5: {told}; give n_sentinels as the vocabulary has them")
         if self.scheme == "permutation" and not self.sentence_ends:
             raise UserError("corruption permutation: needs sentence_ends, the ids that end one")
 

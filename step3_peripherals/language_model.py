@@ -41,6 +41,8 @@ class LanguageModelConfig(LayerConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.n_layers < 1:
+            raise ValueError(f"n_layers {self.n_layers} is not 1 or more")
         if self.positions not in SCHEMES:
             known = ", ".join(SCHEMES)
             raise ValueError(f"positions is {self.positions!r}, not one of {known}")

@@ -63,7 +63,7 @@ class Masking:
         if self.scheme not in get_args(Scheme):
             raise UserError(f"masking {self.scheme!r}: one of {', '.join(get_args(Scheme))}")
         shares = (self.mask_share, self.random_share, self.mask_share + self.random_share)
-        if not 0 < self.rate < 1 or min(shares) < 0 or max(shares) > 1 + 1e-9:
+        if not 0 < self.rate < 1 or not all(0 <= share <= 1 + 1e-9 for share in shares):
             raise UserError("masking: a rate in (0, 1), and shares from 0 to 1 in all")
 
 

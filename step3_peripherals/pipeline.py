@@ -63,6 +63,7 @@ class Config(cli.RunConfig):
         super().__post_init__()
         for name in ("bands", "rows", "tasks", "workers", "max_documents"):
             cli.check(self, name, "1 or more", lambda value: value >= 1)
+        cli.check(self, "rows", "4,096 or less times --bands", lambda n: n * self.bands <= 4096)
         codes = re.compile("[a-z]{2,3}( [a-z]{2,3})*")
         if not codes.fullmatch(" ".join(self.languages)):
             raise UserError("--languages takes codes of ISO 639, such as: --languages en zh")
@@ -138,16 +139,16 @@ def process(config: Config, run: runs.Run) -> None:
     funnel.draw(table, *curve, minhash, out / "curves.png")
     runs.write_json(out / "funnel.json", table)
     runs.write_json(out / "examples.json", shown)
-
     read, written = found["1-read/deal"]["total"], found["5-write/write"]["total"]
+    if not written:
+        raise UserError(f"{source.name}: nothing of it is left; see {out}/examples.json")
     seconds = sum(event["seconds"] for event in run.metrics()) or executors.slurm_seconds(out)
-    metrics = {
-        "documents_kept": metric(100 * written / read, n=read, unit="%", higher_is_better=None)
-    }
+    kept = metric(100 * written / read, n=read, unit="%", higher_is_better=None)
+    metrics = {"documents_kept": kept}
     if not config.resume:  # the time of an attempt that was killed is not known
         rate = round(read / max(seconds, 1e-9), 1)
         metrics["documents_per_second"] = metric(rate, unit="documents/s")
-    peak = round(found["2-clean/write"]["peak_memory"] / 1024)
+    peak = round(max(block["peak_memory"] for block in found.values()) / 1024)
     metrics["peak_memory"] = metric(peak, unit="MiB", higher_is_better=False)
     for kind, n in kinds.items():
         if kind == "clean":

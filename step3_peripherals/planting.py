@@ -30,6 +30,22 @@ PAGES = (
     "Click here to win a prize that you will never forget.\n" * 40,
     "\n".join(f"{i} {i * 7} {i * 13}." for i in range(1000, 1200)),
 )
+CHINESE_NOTICES = (
+    "本网站使用cookie改善您的体验。",
+    "继续浏览即表示您接受我们的使用条款。",
+    "请在浏览器中启用JavaScript以查看本页。",
+    "首页 | 新闻 | 关于我们 | 联系方式 | 网站地图",
+    "请阅读我们的隐私政策，了解我们如何保存您的数据。",
+    "分享到微博    转发    打印    评论 (0)",
+)
+CHINESE_PAGES = (
+    "\n".join(CHINESE_NOTICES * 3),
+    "这是一段占位文字，没有任何意义，请替换成您自己的内容。" * 20,
+    "\n".join(f"function f{i}(x) {{ return {i} * x; }} // 把这个数乘以{i}。" for i in range(40)),
+    "\n".join(f"• 第{i}号商品有现货，今天下单今天发货" for i in range(60)),
+    "点击这里赢取您永远不会忘记的大奖。\n" * 40,
+    "\n".join(f"{i}、{i * 7}、{i * 13}。" for i in range(1000, 1200)),
+)
 
 
 def plant(text: str, id: str, share: float, seed: int) -> Iterator[tuple[str, str, dict]]:
@@ -46,7 +62,8 @@ def plant(text: str, id: str, share: float, seed: int) -> Iterator[tuple[str, st
             yield garbled, id, {"kind": kind, "hash": exact_hash(repair(curly)[0])}
             return
     if kind == "lines":
-        lines, notices = text.split("\n"), rng.sample(NOTICES, rng.randint(1, 3))
+        lines, known = text.split("\n"), CHINESE_NOTICES if is_chinese(text) else NOTICES
+        notices = rng.sample(known, rng.randint(1, 3))
         for notice in notices:
             lines.insert(rng.randint(0, len(lines)), notice)
         yield "\n".join(lines), id, {"kind": kind, "lines": notices}
@@ -60,7 +77,11 @@ def plant(text: str, id: str, share: float, seed: int) -> Iterator[tuple[str, st
         truth["jaccard"] = jaccard(shingles(text), shingles(copy))
         yield copy, f"{id}+near", truth
     elif kind == "page":
-        yield rng.choice(PAGES), f"{id}+page", truth
+        yield rng.choice(CHINESE_PAGES if is_chinese(text) else PAGES), f"{id}+page", truth
+
+
+def is_chinese(text: str) -> bool:
+    return re.search("[\u4e00-\u9fff]", text[:200]) is not None
 
 
 def edit(text: str, n: int, rng: random.Random) -> str:

@@ -42,14 +42,13 @@ def main(config: race.Config) -> None:
     run = runs.Run.open(
         config, f"step4_finetune_glue/benchmark-{task.name.lower()}-{config.preset}"
     )
-    if run.finished():
+    if resuming.finished(run, config, free=FREE):
         return
 
     # Systems take turns, so that a slow minute of the machine falls on all of them
-    resuming.check(run.path, cli.as_dict(config), FREE)
     turns, seeds = run.path / "turns.json", list(range(config.seed, config.seed + config.seeds))
     found: dict[str, list[dict]] = {name: [] for name in race.SYSTEMS}
-    found |= json.loads(turns.read_text()) if turns.exists() else {}
+    found |= resuming.read(turns) if turns.exists() else {}
     try:
         for i, seed in enumerate(seeds):
             for name in race.SYSTEMS:

@@ -1,11 +1,5 @@
-"""Any checkpoint under a classification or regression head: our BERT, or one of `transformers`.
+"""From a checkpoint to a model to fine-tune: our BERT, or any encoder of `transformers`."""
 
-Where the head looks. BERT's own reads the pooler, a dense layer and tanh on the state of [CLS].
-A sentence-transformer such as MiniLM was trained on the mean of all states: its pooler is as it was
-initialised (biases exactly 0, no direction stands out), so there the head reads that mean.
-"""
-
-import inspect
 import json
 import logging
 import re
@@ -15,13 +9,15 @@ from typing import Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import nn
 
+from common import data
 from common.cli import UserError
-from step1_transformer.checkpoint import copy_tokenizer, read
+from step1_transformer.checkpoint import read
 from step2_bert import checkpoint
 from step2_bert.model import BertForSequenceClassification
 from step2_bert.tokenizer import load_tokenizer
+from step4_finetune_glue.heads import HuggingFaceClassifier, MeanPooledBert, transformers_auto
 from step4_finetune_glue.recipe import reinitialise
 
 HEADS = ("classifier.weight", "classifier.out_proj.weight")
@@ -30,58 +26,9 @@ DROPOUTS = (  # as the architectures call it; None stands for another of them
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"),
     *("classifier_dropout", "classifier_dropout_prob", "seq_classif_dropout"),
 )
+MEAN = ("bert", "distilbert")  # of transformers: their head ends in a layer that any vector suits
 WANTED = ("*.safetensors", "*.json", "*.txt")  # nothing that would have to be unpickled
 SPARE = 1024  # embeddings beyond the vocabulary that a checkpoint may have, to round its size
-
-
-class MeanPooledBert(BertForSequenceClassification):
-    """BERT with one linear layer on the mean of the states of all real tokens; no pooler."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.bert.pooler.requires_grad_(False)
-
-    def hf_config(self) -> dict:
-        return super().hf_config() | {"pooling": "mean"}  # or its head would be put on [CLS]
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-    ) -> Tensor:
-        hidden, _ = self.bert(input_ids, attention_mask, token_type_ids)  # (B, T, d)
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        weights = mask.to(hidden.dtype)[..., None]  # (B, T, 1)
-        mean = (hidden * weights).sum(1) / weights.sum(1)
-        return self.classifier(self.dropout(mean))  # (B, n_classes)
-
-
-class HuggingFaceClassifier(nn.Module):
-    """A transformers model for sequence classification, called, saved and loaded as ours are."""
-
-    def __init__(self, hf_model: nn.Module):
-        super().__init__()
-        self.hf = hf_model
-        self.segments = "token_type_ids" in inspect.signature(hf_model.forward).parameters
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-    ) -> Tensor:
-        more = {"token_type_ids": token_type_ids} if self.segments else {}
-        return self.hf(input_ids=input_ids, attention_mask=attention_mask, **more).logits
-
-    def save(self, folder: str | Path, tokenizer: str | Path | None = None) -> None:
-        self.hf.save_pretrained(folder)
-        if tokenizer is not None:
-            copy_tokenizer(tokenizer, folder)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "HuggingFaceClassifier":
-        return cls(_transformers().from_pretrained(folder, dtype=torch.float32))
 
 
 def find(model: str) -> Path:
@@ -118,6 +65,26 @@ def read_config(folder: Path) -> dict:
         raise UserError(f"{folder}/config.json is no configuration ({error})") from None
 
 
+def whole_number(folder: Path, name: str, default: int | None = None) -> int:
+    """A field of the checkpoint's config.json; UserError if it is anything else."""
+    found = read_config(folder).get(name, default)
+    if not isinstance(found, int):
+        raise UserError(f"{folder}/config.json: {name} must be a whole number, not {found!r}")
+    return found
+
+
+def width(folder: Path) -> int:
+    """Of the checkpoint's states; DistilBERT calls it `dim`."""
+    name = "dim" if "dim" in read_config(folder) else "hidden_size"
+    return whole_number(folder, name, 768)
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over the checkpoint's weights."""
+    files = sorted(folder.glob("*.safetensors"))
+    return data.Source(folder.name, "path", tuple(files)).fingerprint()
+
+
 def tokenizer_of(folder: Path, max_seq_len: int) -> Tokenizer:
     """The checkpoint's tokenizer, once it and `max_seq_len` are known to fit the model.
 
@@ -125,17 +92,21 @@ def tokenizer_of(folder: Path, max_seq_len: int) -> Tokenizer:
     be another's, and when the model has fewer positions than `max_seq_len`.
     """
     raw, tokenizer = read_config(folder), load_tokenizer(folder)
-    known, given = raw.get("vocab_size"), tokenizer.get_vocab_size()
-    if not isinstance(known, int):
-        raise UserError(f"{folder}/config.json: vocab_size must be a whole number, not {known!r}")
+    known, given = whole_number(folder, "vocab_size"), tokenizer.get_vocab_size()
     if not given <= known <= given + SPARE:
         raise UserError(
             f"{folder}: the model knows {known:,} tokens, its tokenizer {given:,}: they do not "
             "belong together; put the model's own tokenizer files there"
         )
+    if tokenizer.num_special_tokens_to_add(False) < 2:
+        raise UserError(
+            f"{folder}: its tokenizer puts no [CLS] before a text and no [SEP] behind it; put the "
+            "model's own tokenizer.json there"
+        )
     # RoBERTa counts positions from pad_token_id + 1 on
-    offset = raw.get("pad_token_id", 1) + 1 if "roberta" in raw.get("model_type", "") else 0
-    limit = raw.get("max_position_embeddings", max_seq_len + offset) - offset
+    roberta = "roberta" in raw.get("model_type", "")
+    offset = whole_number(folder, "pad_token_id", 1) + 1 if roberta else 0
+    limit = whole_number(folder, "max_position_embeddings", max_seq_len + offset) - offset
     if max_seq_len > limit:
         raise UserError(f"{folder} has {limit} positions: --max-seq-len {limit} at most")
     if max_seq_len < 8:
@@ -145,13 +116,15 @@ def tokenizer_of(folder: Path, max_seq_len: int) -> Tokenizer:
 
 def pooling_of(folder: Path, pooling: str, impl: str) -> str:
     """What `auto` means for a checkpoint: the mean if it is a sentence-transformer, or was
-    fine-tuned so."""
-    if pooling == "mean" and impl == "hf":
-        raise UserError("--pooling mean is for --impl scratch; transformers' models read [CLS]")
+    fine-tuned so. Raises UserError for a mean where the architecture's head needs [CLS]."""
+    raw = read_config(folder)
+    able = impl == "scratch" or raw.get("model_type") in MEAN
+    if pooling == "mean" and not able:
+        raise UserError(f"--pooling mean is for {' and '.join(MEAN)}, whose head ends in one layer")
     if pooling != "auto":
         return pooling
-    mean = (folder / "modules.json").is_file() or read_config(folder).get("pooling") == "mean"
-    return "mean" if impl == "scratch" and mean else "cls"
+    mean = (folder / "modules.json").is_file() or raw.get("pooling") == "mean"
+    return "mean" if mean and able else "cls"
 
 
 def saved_outputs(folder: Path) -> int | None:
@@ -199,7 +172,7 @@ def load(
     if not new_head:
         _check_head(folder, raw, labels, pooling)
     if impl == "hf":
-        model = _load_hf(folder, n_outputs, dropout, random, new_head)
+        model = _load_hf(folder, n_outputs, pooling, dropout, random, new_head)
     else:
         model = _load_ours(folder, n_outputs, pooling, dropout, random, new_head)
     reinitialise(model, reinit_layers, raw.get("initializer_range", 0.02))
@@ -209,7 +182,8 @@ def load(
 
 def told(model: nn.Module) -> str:
     """What the head reads, whether it is the checkpoint's, and what else that did not have."""
-    read = "the mean of all states" if isinstance(model, MeanPooledBert) else "[CLS]"
+    mean = isinstance(model, MeanPooledBert) or getattr(model, "mean", False)
+    read = "the mean of all states" if mean else "[CLS]"
     fresh = getattr(model, "fresh_parts", ())
     kept = "; it is the checkpoint's own (--new-head starts afresh)" * model.kept_head
     return f"the head reads {read}{kept}" + (f"; fresh: {', '.join(fresh)}" if fresh else "")
@@ -243,35 +217,52 @@ def _load_ours(folder, n_outputs, pooling, dropout, random, new_head) -> nn.Modu
     return made(model.config, n_outputs) if random else model
 
 
-def _load_hf(folder, n_outputs, dropout, random, new_head) -> nn.Module:
-    auto = _transformers()
+def _load_hf(folder, n_outputs, pooling, dropout, random, new_head) -> nn.Module:
+    auto = transformers_auto()
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder, num_labels=n_outputs)
-    for name in DROPOUTS:
-        if hasattr(config, name):
-            setattr(config, name, dropout)
-    if random:
-        return HuggingFaceClassifier(auto.from_config(config).float())
-    changes = {"ignore_mismatched_sizes": True, "dtype": torch.float32}
     try:
-        model = auto.from_pretrained(folder, config=config, **changes)
+        config = transformers.AutoConfig.from_pretrained(folder, num_labels=n_outputs)
+        for name in DROPOUTS:
+            if hasattr(config, name):
+                setattr(config, name, dropout)
+        config.pooling = pooling
+        if random:
+            return HuggingFaceClassifier(auto.from_config(config).float())
+        # A head of another size is replaced, and anything else that does not fit refused below
+        changes = {"ignore_mismatched_sizes": True, "dtype": torch.float32}
+        model, found = auto.from_pretrained(
+            folder, config=config, output_loading_info=True, **changes
+        )
     except (OSError, ValueError) as error:
         raise UserError(
             f"transformers cannot open {folder} ({str(error).splitlines()[0]})"
         ) from None
+    fresh = _fresh(folder, model, found)
     if new_head:
         for part in getattr(model, "classifier", nn.Module()).modules():
             if isinstance(part, nn.Linear):
                 nn.init.normal_(part.weight, std=getattr(config, "initializer_range", 0.02))
                 nn.init.zeros_(part.bias)
-    return HuggingFaceClassifier(model)
+        fresh |= {"classifier"}
+    model = HuggingFaceClassifier(model)
+    model.fresh_parts = tuple(sorted(fresh))
+    return model
 
 
-def _transformers():
-    """`AutoModelForSequenceClassification`, which tells of no fresh heads and draws no bars."""
-    import transformers
+def _fresh(folder: Path, model: nn.Module, found: dict) -> set[str]:
+    """The parts of a transformers model that the checkpoint does not have: head and pooler may be
+    among them. Raises UserError if a piece of the encoder is, or has another shape there."""
+    encoder = f"{model.base_model_prefix}."
 
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers.AutoModelForSequenceClassification
+    def inside(names: set[str]) -> str:
+        pieces = (n for n in names if n.startswith(encoder) and ".pooler." not in n)
+        return min(pieces, default="")
+
+    missing, other = set(found["missing_keys"]), {name for name, *_ in found["mismatched_keys"]}
+    if piece := inside(missing):
+        raise UserError(f"{folder} lacks {piece}: it is incomplete or of another architecture")
+    if piece := inside(other):
+        why = "has another shape than config.json asks for: they do not belong together"
+        raise UserError(f"{folder}: {piece} {why}")
+    return {name.rpartition(".")[0].removeprefix(encoder) for name in missing | other}

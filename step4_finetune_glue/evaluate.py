@@ -46,6 +46,8 @@ class Config(cli.RunConfig):
     def __post_init__(self):
         super().__post_init__()
         cli.check(self, "errors", "0 or more", lambda value: value >= 0)
+        if self.fill_missing and not self.submission:
+            raise UserError("--fill-missing is for a submission: give --submission FILE.zip too")
 
 
 PRESETS = {"cpu": {}, "smoke": dict(errors=1), "gpu": {}}
@@ -53,17 +55,14 @@ PRESETS = {"cpu": {}, "smoke": dict(errors=1), "gpu": {}}
 
 def main(config: Config) -> None:
     whole = runs.Run.open(config, "step4_finetune_glue/evaluate")
-    if whole.finished():
-        return
     started = time.monotonic()
     found = scoring.find(config.runs)
-    if not found:
-        raise UserError(f"{' '.join(config.runs)}: no runs of finetune.py in there")
+    runs.write_json(whole.path / "config.json", cli.as_dict(config))  # --resume scores all anew
     if config.submission:
         submit(config, found)
 
     # Score each run on all its dev splits, and show where it fails
-    systems, low, encoders, entries = {}, set(), {}, {}
+    systems, encoders, entries = {}, {}, {}
     lines = {name: System(name.replace("_", " "), "baseline") for name in baselines.NAMES}
     short = Counter({run.system: run.label for run in found}.values())
     for run in sorted(found, key=lambda run: not run.random):
@@ -82,13 +81,13 @@ def main(config: Config) -> None:
             encoders[run.pretrained, name] = {figures.RANDOM: means}
         for baseline, line in lines.items():
             line.scores[name] = {k: (base[baseline][k], None) for k in measured}
-        low |= {name} if run.low_resource else set()
+        system.low |= {name} if run.low_resource else set()
 
     # The table
     shown = [name for name in tasks.TASKS if any(name in s.scores for s in systems.values())]
     ours = sorted([*systems.values(), *lines.values()], key=lambda one: one.kind == "baseline")
-    official = [name for name in shown if name not in low]  # no other is comparable
-    table = Table([*ours, *glue_table.reported(REPORTED, official)], shown, low)
+    official = set(shown) - Table(ours, shown).low_resource  # no other is comparable
+    table = Table([*ours, *glue_table.reported(REPORTED, official)], shown)
     print("\n" + table.text() + "\n")
     runs.write_text(whole.path / "table.md", table.markdown() + "\n")
     table.draw(whole.path / "curves.png")
@@ -103,7 +102,7 @@ def main(config: Config) -> None:
         split="dev",
         metrics=averages or entries,
         averaged=table.averaged(),
-        low_resource=sorted(low),
+        low_resource=sorted(table.low_resource),
         table=table.as_json(),
         compare_to=[],
         model={"name": ", ".join(sorted({r.values["model"]["name"] for r in found}))},

@@ -11,7 +11,6 @@ A seed decides the head's first weights, the order of the rows and dropout. What
 after the last epoch, and the mean over seeds: the best epoch or seed on dev is no estimate.
 """
 
-import json
 from pathlib import Path
 
 from common import cli, data, engine, runs, subruns
@@ -24,6 +23,7 @@ PRESETS = {
     "smoke": dict(seeds=1, batch_size=16, micro_batch_size=16, train_limit=64, max_steps=4),
     "cpu": dict(seeds=3, epochs=3, train_limit=8000),
     "gpu": {},
+    "paper": dict(model="bert-base-uncased", epochs=3),  # at 3e-5, one of BERT's four rates
 }
 TARGETS = {"rt": 82.0, "RTE": 55.0, "MRPC": 84.0, "SST-2": 85.0}  # of cpu: minilm, mean on dev, %
 
@@ -36,7 +36,8 @@ def main(config: Config) -> None:
     main_process = accelerator.is_main_process
     name = f"{task.name.lower()}-{Path(config.model).name}-{config.preset}"
     whole = runs.Run.open(config, f"step4_finetune_glue/{name}", main=main_process)
-    if whole.finished():
+    accelerator.wait_for_everyone()  # all look at what the main process has begun
+    if resuming.finished(whole, config, free=FREE, more={"seeds"}):
         return
 
     # Rows and checkpoint, once they are known to fit
@@ -44,11 +45,13 @@ def main(config: Config) -> None:
     tokenizer = classifier.tokenizer_of(checkpoint, config.max_seq_len)
     rows = Data.read(task, config)
     if main_process:
-        resuming.check(whole.path, cli.as_dict(config), FREE)
-        data.record(whole.path, rows.train.source)
-        begun = json.loads((whole.path / "config.json").read_text(encoding="utf-8"))
-        if begun["source"] != rows.train.source:
-            raise UserError(f"{whole.path} was begun with other data: choose another --out")
+        held = {split: part.source["fingerprint"] for split, part in (rows.dev | rows.test).items()}
+        weights = classifier.fingerprint(checkpoint)
+        for what, facts in (("source", rows.train.source), ("held", held), ("weights", weights)):
+            data.record(whole.path, facts, what)
+            if resuming.read(whole.path / "config.json")[what] != facts:
+                what = "another checkpoint" if what == "weights" else "other data"
+                raise UserError(f"{whole.path} was begun with {what}: choose another --out")
         print(rows.told(), flush=True)
     trial = Trial.of(task, config, rows, checkpoint, tokenizer)
     if main_process and len(trial.train) < len(rows.train):

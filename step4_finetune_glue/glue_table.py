@@ -25,57 +25,80 @@ SHORT = {  # in the order in which a task with two metrics has them
 
 @dataclass
 class System:
-    """A row: for each task its metrics, in %, as (mean, standard deviation or None)."""
+    """A row: for each task its metrics, in %, as (mean, standard deviation or None); and the tasks
+    that it saw but a part of in training."""
 
     name: str
     kind: str  # "measured", "baseline" or "reported"
     scores: dict[str, dict[str, tuple[float, float | None]]] = field(default_factory=dict)
+    low: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
 class Table:
-    """The rows, the tasks they are shown for, and which of these are low-resource."""
+    """The rows, and the tasks they are shown for."""
 
     systems: list[System]
     tasks: list[str]
-    low_resource: set[str]
+
+    @property
+    def measured(self) -> list[System]:
+        return [one for one in self.systems if one.kind == "measured"]
+
+    @property
+    def low_resource(self) -> set[str]:
+        """The tasks that no measured system saw the whole of in training."""
+        whole = {task for one in self.measured for task in one.scores.keys() - one.low}
+        return {task for one in self.measured for task in one.low} - whole
 
     def averaged(self) -> list[str]:
-        """The tasks of the average: all measured systems have them on the official data.
+        """The tasks of the average: all measured systems have them, trained on the official data;
+        those that have none so do not count.
 
         WNLI is left out, as BERT's authors do: its dev set contradicts its training set.
         """
-        measured = [s for s in self.systems if s.kind == "measured"]
-        usable = [t for t in self.tasks if t in GLUE and t != "WNLI" and t not in self.low_resource]
-        return [task for task in usable if all(task in s.scores for s in measured)]
+        whole = [kept for one in self.measured if (kept := one.scores.keys() - one.low)]
+        usable = [task for task in self.tasks if task in GLUE and task != "WNLI"]
+        return [task for task in usable if whole and all(task in kept for kept in whole)]
 
     def average(self, system: System) -> float | None:
-        """The mean over `averaged` tasks of the mean of each one's metrics; None if one lacks."""
+        """The mean over `averaged` tasks of the mean of each one's metrics; None if one lacks, be
+        it but a metric of two: F1 and accuracy are not alike."""
         tasks = self.averaged()
-        if not tasks or any(task not in system.scores for task in tasks):
+        if not tasks or any(task not in system.scores.keys() - system.low for task in tasks):
             return None
+        for task in tasks:
+            found = system.scores[task].keys()
+            if slug(UNNAMED) not in found and found != set(self._metrics(task)):
+                return None
         means = [np.mean([v for v, _ in system.scores[task].values()]) for task in tasks]
         return float(np.mean(means))
 
     def grid(self) -> list[list[str]]:
         """All cells: a line of tasks, one of metrics, then the systems."""
         head = ["", *(task + LOW * (task in self.low_resource) for task in self.tasks), "avg"]
-        columns = {}
-        for task in self.tasks:
-            found = {name for s in self.systems for name in s.scores.get(task, {})}
-            columns[task] = [name for name in SHORT if name in found - {slug(UNNAMED)}]
+        columns = {task: self._metrics(task) for task in self.tasks}
         metrics = ["/".join(SHORT[name] for name in names) for names in columns.values()]
         lines = [head, ["%", *metrics, count(len(self.averaged()), "task")]]
         for system in self.systems:
-            cells = [cell(system.scores.get(task, {}), names) for task, names in columns.items()]
+            marked = system.low - self.low_resource
+            cells = [
+                cell(system.scores.get(task, {}), names, LOW * (task in marked))
+                for task, names in columns.items()
+            ]
             average = self.average(system)
             lines.append([system.name, *cells, "–" if average is None else f"{average:.1f}"])
         return lines if self.averaged() else [line[:-1] for line in lines]
 
+    def _metrics(self, task: str) -> list[str]:
+        """Those that any system has, in their order."""
+        found = {name for system in self.systems for name in system.scores.get(task, {})}
+        return [name for name in SHORT if name in found - {slug(UNNAMED)}]
+
     def notes(self) -> list[str]:
         """What a reader must know to compare the rows."""
         told = [f"avg: {', '.join(self.averaged())}; WNLI is left out"] if self.averaged() else []
-        if self.low_resource:
+        if any(system.low for system in self.systems):
             why = "trained on a small pool or part, not comparable with reported numbers"
             told.append(f"{LOW} low-resource: {why}")
         if any(PRINTED in text for line in self.grid() for text in line):
@@ -160,20 +183,21 @@ class Table:
         return (values - low) / np.where(high > low, high - low, 1)
 
 
-def cell(scores: dict[str, tuple[float, float | None]], metrics: list[str]) -> str:
-    """`88.9/84.1`, under it `±0.4/0.6` where there are several seeds; `–` for what there is not."""
+def cell(scores: dict[str, tuple[float, float | None]], metrics: list[str], mark: str = "") -> str:
+    """`88.9/84.1` and the mark, under it `±0.4/0.6` where there are several seeds; `–` for what
+    there is not."""
     if not scores:
         return "–"
     if slug(UNNAMED) in scores:
         return f"{scores[slug(UNNAMED)][0]:.1f}{PRINTED}"
-    means = "/".join(f"{scores[m][0]:.1f}" if m in scores else "–" for m in metrics)
+    means = "/".join(f"{scores[m][0]:.1f}" if m in scores else "–" for m in metrics) + mark
     spread = "/".join(f"{sd:.1f}" for _, sd in scores.values() if sd is not None)
     return f"{means}\n±{spread}" if spread else means
 
 
-def reported(path: Path, tasks: Iterable[str] = GLUE) -> list[System]:
-    """The systems in reported_numbers.csv that have a score on the dev set of one of `tasks`, with
-    their scores on these."""
+def reported(path: Path, tasks: Iterable[str] = GLUE, words: Iterable[str] = ("",)) -> list[System]:
+    """The systems in reported_numbers.csv whose name has one of `words`, and that have a score on
+    the dev set of one of `tasks`, with their scores on these."""
     systems: dict[str, System] = {}
     for row in load_reported(path).values():
         name, metric, task = (
@@ -182,6 +206,7 @@ def reported(path: Path, tasks: Iterable[str] = GLUE) -> list[System]:
             row["dataset"],
         )
         wanted = row["step"] == "step4_finetune_glue" and row["split"].startswith("dev")
+        wanted &= any(word.lower() in name.lower() for word in words)
         if wanted and task in tasks and metric in SHORT:
             system = systems.setdefault(name, System(name, "reported"))
             system.scores.setdefault(task, {})[metric] = (float(row["value"]), None)

@@ -1,6 +1,5 @@
 """What a seed came to, and what all seeds of a run did."""
 
-import json
 import resource
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from common import engine
 from common.report import mean_and_sd
 from common.runs import metric
+from step1_transformer import resuming
 from step4_finetune_glue import metrics, prediction
 from step4_finetune_glue.tasks import Task
 
@@ -35,7 +35,7 @@ def of_seed(task: Task, logits: dict, labels: dict, state: engine.State) -> dict
 
 def read(folders: Iterable[Path]) -> list[dict[str, Any]]:
     """What `of_seed` said, in each of the folders."""
-    return [json.loads((folder / FILE).read_text()) for folder in folders]
+    return [resuming.read(folder / FILE) for folder in folders]
 
 
 def over_seeds(found: list[dict[str, Any]]) -> dict[str, Any]:

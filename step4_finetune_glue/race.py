@@ -15,8 +15,8 @@ import torch
 
 from common import cli, engine
 from step4_finetune_glue import classifier, outcome, prediction, tasks, training
-from step4_finetune_glue.classifier import HuggingFaceClassifier
 from step4_finetune_glue.encoding import Encoded
+from step4_finetune_glue.heads import HuggingFaceClassifier
 
 NEVER = 10**9
 

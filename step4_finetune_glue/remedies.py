@@ -1,11 +1,13 @@
 """What each remedy for an unsteady fine-tuning is worth: one setting changed at a time.
 
-    python step4_finetune_glue/remedies.py --parallel 2                 RTE, our tiny BERT
+    python step4_finetune_glue/remedies.py                              MRPC, our tiny BERT
     python step4_finetune_glue/remedies.py --preset gpu                 RTE, MiniLM
     python step4_finetune_glue/remedies.py --task MRPC --variants no_correction no_warmup
 
 The base is finetune.py as it comes; each variant takes a remedy away, or adds one, and is trained
 by finetune.py with the same seeds. A difference is the mean of those to the base's same seed.
+
+Target of the cpu preset: without warm-up and bias correction F1 is lower by 2 points or more.
 """
 
 from dataclasses import dataclass
@@ -47,16 +49,16 @@ class Config(cli.RunConfig):
         for name in self.variants:
             if name not in VARIANTS:
                 raise UserError(f"no variant {name!r}; there are: {', '.join(VARIANTS)}")
-        pairs = "pairs name=value, as in train-limit=1000"
-        cli.check(self, "settings", pairs, lambda v: all(text.partition("=")[2] for text in v))
+        cli.check(self, "settings", trainings.SETTINGS, trainings.are_settings)
 
 
 PRESETS = {
     "smoke": dict(variants=("no_warmup",), seeds=2, settings=("train-limit=32", "max-steps=2")),
-    "cpu": dict(model="notes/zoo/bert-tiny", seeds=3,
+    "cpu": dict(task="MRPC", model="notes/zoo/bert-tiny", seeds=2, parallel=2,
                 variants=tuple(name for name in VARIANTS if name != "cls")),
     "gpu": {},
 }  # fmt: skip
+TARGET = 2.0  # points that taking both away costs, at least
 FREE = {"preset", "slice_minutes", "parallel"}
 MORE = {"variants", "seeds"}
 
@@ -64,6 +66,7 @@ MORE = {"variants", "seeds"}
 def main(config: Config) -> None:
     task = tasks.task(config.task)
     name = f"{task.name.lower()}-{Path(config.model).name}-{config.preset}"
+    trainings.check(task, config)
     run = runs.Run.open(config, f"step4_finetune_glue/remedies-{name}")
     if resuming.finished(run, config, free=FREE, more=MORE):
         return
@@ -94,6 +97,10 @@ def main(config: Config) -> None:
     title = f"{task.name}, {config.model}: {task.metrics[0]} on dev, %"
     remedy_table.plot(found, task.metrics[0], title, run.path / "curves.png")
     print(f"\nfigure: {run.path}/curves.png")
+    if config.preset == "cpu" and "neither" in differences:
+        lost = -differences["neither"][task.metrics[0]]["value"]
+        told = f"without warm-up and correction {lost:.1f} points less (>= {TARGET:g})"
+        print(f"target {'reached' if lost >= TARGET else 'missed'}: {told}")
     seconds, tokens = (sum(one[name] for one in every) for name in ("seconds", "tokens"))
     run.result(
         every,

@@ -1,10 +1,12 @@
 """What finetune.py left behind, read back and scored over whole splits: one task, several seeds."""
 
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -31,6 +33,8 @@ class Finetuned:
         try:
             values = json.loads((folder / "result.json").read_text(encoding="utf-8"))
             task, seeds = tasks.task(values["dataset"]), values["seeds"]
+            if not (seeds and isinstance(values["system"], str) and values["model"]["name"]):
+                raise ValueError("a field is empty")
         except FileNotFoundError:
             told = "give directories that finetune.py wrote, and end broken-off runs with --resume"
             raise UserError(f"{folder}: no result.json; {told}") from None
@@ -89,7 +93,7 @@ class Finetuned:
                     labels = arrays["labels"] if rows.labels is not None else None
             except FileNotFoundError:
                 raise UserError(f"{path}: no such file; that run did not predict it") from None
-            except (ValueError, KeyError, OSError):
+            except (ValueError, KeyError, OSError, EOFError, BadZipFile, zlib.error):
                 raise UserError(f"{path}: no predictions of finetune.py, or cut off") from None
             if found[-1].shape != (len(rows), self.task.n_classes):
                 shape = f"{found[-1].shape} logits for {len(rows):,} rows"
@@ -171,6 +175,8 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 def find(paths: tuple[str, ...]) -> list[Finetuned]:
     """The runs in `paths`, each a directory of finetune.py or a folder that holds such."""
     found = {}
+    if not paths:
+        raise UserError("--runs: give directories that finetune.py wrote")
     for path in map(Path, paths):
         if not path.is_dir():
             raise UserError(f"{path}: no such folder of runs")

@@ -126,6 +126,8 @@ class Rows:
             line += f" of a small labelled pool instead of the {official} (low-resource)"
         elif self.low_resource:
             line += " dealt from a small labelled pool, no official split (low-resource)"
+        elif self.split == "train" and len(self) + self.skipped < self.task.train_rows:
+            line += f", of the {self.task.train_rows:,} official ones"
         if self.skipped:
             line += f"; {self.skipped} broken rows left out"
         return line
@@ -169,6 +171,9 @@ def read(task: Task, split: str, data: str = "glue") -> Rows:
     if not first:
         told = f"all {skipped} rows are broken or" if skipped else "no rows in it; it is empty or"
         raise UserError(f"{_place(source)}: {told} cut off; get it anew")
+    if skipped > max(10, len(first) // 100):  # the official files lose two dozen of 364,000
+        told = f"{skipped:,} of {skipped + len(first):,} rows are broken"
+        raise UserError(f"{_place(source)}: {told}; get it anew")
     low_resource = any(path.name == task.pool for path in source.files)
     rows = Rows(
         task=task,
@@ -282,7 +287,7 @@ def _file_rows(task: Task, source: sources.Source) -> Iterator[formats.Row]:
                 f"{where}: {len(cells)} columns instead of {len(columns)}; in GLUE's files quotes "
                 "mean nothing, so that no text may hold a tab or a line break"
             )
-        row = dict(zip(columns, cells, strict=False)) if len(cells) >= len(columns) else {}
+        row = dict(zip(columns, cells, strict=True)) if len(cells) == len(columns) else {}
         if not dev_ids or ((row["#1 id"], row["#2 id"]) in held) == (source.split == "dev"):
             yield where, row
 

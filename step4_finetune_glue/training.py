@@ -158,7 +158,7 @@ class Trial:
             for split, rows in (data.dev | data.test).items()
         }
         steps = -(-len(train) // config.batch_size)  # an epoch
-        width = classifier.read_config(checkpoint).get("hidden_size", 768)
+        width = classifier.width(checkpoint)
         epochs = config.epochs or recipe.epochs(len(train))
         filled = dataclasses.replace(
             config,
@@ -176,7 +176,8 @@ class Trial:
 
         `minutes` is what is left of the slice. Raises `cli.Interrupted` as `engine.train` does.
         """
-        config = dataclasses.replace(self.config, seed=seed, out=str(folder), slice_minutes=minutes)
+        own = dict(seed=seed, seeds=1, out=str(folder), slice_minutes=minutes)
+        config = dataclasses.replace(self.config, **own)
         main = accelerator.is_main_process
         engine.seed_everything(seed)
         model = classifier.load(

@@ -1,14 +1,33 @@
 """The trainings that a script compares: runs of finetune.py, each in a folder of its own."""
 
-import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from common import subruns
+from common.cli import UserError
+from step1_transformer import resuming
+from step4_finetune_glue import classifier, tasks
+from step4_finetune_glue.tasks import Task
 
 SCRIPT = Path(__file__).resolve().parent / "finetune.py"
+SETTINGS = "flags without dashes, as in: layer-decay=0.9 new-head"
 Todo = Iterable[tuple[Path, int, tuple[str, ...]]]  # folder, seed, flags of its own
+
+
+def are_settings(texts: Iterable[str]) -> bool:
+    """Whether all are `name=value`, or the `name` of a switch."""
+    return all(re.fullmatch(r"[a-z][\w-]*(=.+)?", text) for text in texts)
+
+
+def check(task: Task, config: Any) -> None:
+    """Raises UserError if there are no such files or no such checkpoint, before a run directory is
+    begun with their names."""
+    classifier.find(config.model)
+    if not task.train_rows:
+        raise UserError(f"{task.name} has nothing to train on: MNLI's models are tested on it")
+    tasks.locate(task, "train", config.data)
 
 
 def commands(config: Any, todo: Todo, budget: subruns.Slice) -> Iterator[list[str]]:
@@ -30,4 +49,4 @@ def commands(config: Any, todo: Todo, budget: subruns.Slice) -> Iterator[list[st
 
 def read(folder: Path) -> dict[str, Any]:
     """What the training in `folder` came to."""
-    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    return resuming.read(folder / "result.json")

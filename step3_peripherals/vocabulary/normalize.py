@@ -16,7 +16,7 @@ import string
 import unicodedata
 from collections.abc import Iterator
 
-from step3_peripherals.vocabulary.base import windows
+from step3_peripherals.vocabulary.base import valid_unicode, windows
 
 LONGEST_CHUNK = 1 << 21  # characters; bounds the memory
 HAN = (  # BERT's blocks of CJK ideographs; kana, hangul and Han of later blocks stay in words
@@ -71,7 +71,7 @@ def chunks(text: str) -> Iterator[str]:
 
     Chunks longer than LONGEST_CHUNK are cut there: a word that it goes through becomes two.
     """
-    for window in windows(text.translate(_CLEAN), LONGEST_CHUNK):
+    for window in windows(valid_unicode(text).translate(_CLEAN), LONGEST_CHUNK):
         yield from window.split()
 
 

@@ -30,13 +30,18 @@ def batch(folder, n_labels):
 @pytest.mark.parametrize("n_labels", [1, 2, 3])
 @pytest.mark.parametrize("name", ["random", "minilm"])
 @pytest.mark.parametrize("train", [True, False])
-def test_logits_losses_and_every_gradient(tmp_path, name, n_labels, train):
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_logits_losses_and_every_gradient(tmp_path, name, n_labels, train, pooling):
     start = classifier.find(name) if name == "minilm" else small.bert(tmp_path / "bert")
     torch.manual_seed(n_labels)
-    ours = classifier.load(start, n_labels, dropout=0.0)
+    ours = classifier.load(start, n_labels, pooling=pooling, dropout=0.0)
     torch.nn.init.normal_(ours.bert.pooler.weight, std=0.1)  # or it hides what is under it
     ours.save(tmp_path / "head", start)
-    theirs = classifier.load(tmp_path / "head", n_labels, impl="hf", dropout=0.0)
+    assert classifier.pooling_of(tmp_path / "head", "auto", "hf") == pooling
+    settings = dict(impl="hf", pooling=pooling, dropout=0.0)
+    theirs = classifier.load(tmp_path / "head", n_labels, **settings)
+    reads = {classifier.told(model).split(";")[0] for model in (ours, theirs)}
+    assert len(reads) == 1 and ("mean" in reads.pop()) == (pooling == "mean")
     ours.train(train), theirs.train(train)
     made = batch(start, n_labels)
 
@@ -44,17 +49,23 @@ def test_logits_losses_and_every_gradient(tmp_path, name, n_labels, train):
     assert got.shape == (5, n_labels)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
     sums = {model: prediction.losses(model, made)["label_loss"] for model in (ours, theirs)}
-    inner = theirs.hf(
-        input_ids=made["input_ids"],
-        attention_mask=made["attention_mask"].long(),
-        token_type_ids=made["token_type_ids"],
-        labels=made["labels"],
-    )
-    torch.testing.assert_close(sums[ours] / 5, inner.loss, rtol=1e-5, atol=1e-6)
+    if pooling == "cls":  # transformers knows no other loss
+        inner = theirs.hf(
+            input_ids=made["input_ids"],
+            attention_mask=made["attention_mask"].long(),
+            token_type_ids=made["token_type_ids"],
+            labels=made["labels"],
+        )
+        torch.testing.assert_close(sums[ours] / 5, inner.loss, rtol=1e-5, atol=1e-6)
     for loss in sums.values():
         loss.backward()
     names = dict(theirs.hf.named_parameters())
     for name, parameter in ours.named_parameters():
+        learns = pooling == "cls" or "pooler" not in name
+        assert all(names[n].requires_grad == learns for n in hf_names(name))
+        if not learns:
+            assert parameter.grad is None
+            continue
         wanted = torch.cat([names[hf_name].grad for hf_name in hf_names(name)])
         scale = max(1e-3, float(wanted.abs().max()))
         torch.testing.assert_close(parameter.grad / scale, wanted / scale, rtol=0, atol=2e-5)
@@ -64,7 +75,12 @@ def test_under_no_grad_in_a_mixed_batch_as_alone(tmp_path):
     """Padding changes nothing, for either head and either implementation."""
     start = small.bert(tmp_path / "bert")
     made = batch(start, 2)
-    for settings in ({"pooling": "mean"}, {"pooling": "cls"}, {"impl": "hf"}):
+    for settings in (
+        {"pooling": "mean"},
+        {"pooling": "cls"},
+        {"impl": "hf"},
+        {"impl": "hf", "pooling": "mean"},
+    ):
         torch.manual_seed(0)
         model = classifier.load(start, 2, **settings).eval()
         with torch.no_grad():

@@ -106,7 +106,8 @@ def t5_corrupt(ids, hidden, first_sentinel):
     none = np.zeros(max(ids) + 1, bool)
     candidates = masking.candidates_of(rows, lengths, Vocabulary(0, none, none))
     text = corruption._Text(rows, lengths, candidates, pad_id=0)
-    options = corruption.Corruption("t5", first_sentinel=first_sentinel)
+    n = dict(first_sentinel=first_sentinel, n_sentinels=min(100, first_sentinel + 1))
+    options = corruption.Corruption("t5", **n)
     made = corruption._with_sentinels(text, np.array([hidden]), options)
     return (
         made.input_ids[0, : made.input_lengths[0]].tolist(),

@@ -137,6 +137,7 @@ def test_scores_are_those_of_the_saved_model_on_the_whole_held_out_text():
         (["--schemes", "rotary"], "no scheme 'rotary'; there are: none, sinusoidal"),
         (["--score-lengths", 64], "--score-lengths must have that of training, 32"),
         (["--settings", "n-layers"], "must be pairs name=value"),
+        (["--settings", "seed=3"], "--settings seed=...: this script sets it"),
         (["--seeds", 0], "--seeds 0 must be above 0"),
         (["--data", "nowhere.txt"], "no such file"),
         (["--heldout-every", 200], "documents are too few"),
@@ -166,6 +167,9 @@ def test_other_settings_do_not_mix_with_a_run_that_was_begun(trained, capsys):
     [
         (["--positions", "rotary"], "positions is 'rotary'"),
         (["--d-model", 33], "not a multiple of n_heads"),
+        (["--n-heads", 0], "n_heads 0 is not 1 or more"),
+        (["--d-ff", -5], "d_ff -5 is not 1 or more"),
+        (["--n-layers", 0], "n_layers 0 is not 1 or more"),
         (["--vocab-size", 200], "--vocab-size 200 must be 257 or more"),
     ],
 )

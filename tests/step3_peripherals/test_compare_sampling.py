@@ -95,6 +95,7 @@ def test_mistakes(made):
     for options, told in (
         (dict(strategies=("best",)), "no strategy 'best'"),
         (dict(settings=("fast",)), "must be pairs name=value"),
+        (dict(settings=("out=x",)), "--settings out=...: this script sets it"),
         (dict(new_tokens=3), "4 or more"),
     ):
         with pytest.raises(UserError, match=told):

@@ -450,6 +450,8 @@ def test_rows_without_text_stay_as_they_are(corruption):
         lambda: Masking(mask_share=-0.1),
         lambda: Corruption("shuffle"),
         lambda: Corruption("t5"),
+        lambda: Corruption("t5", first_sentinel=10),  # 100 of them would end below 0
+        lambda: Masking(mask_share=float("nan")),
         lambda: Corruption("permutation"),
         lambda: Corruption("infilling", mean_length=0),
         lambda: dataclasses.replace(CORRUPTIONS[2], rate=1.0),

@@ -438,6 +438,8 @@ def test_blocks_travel_to_other_machines(reviews, tmp_path):
         (dict(plant=2.0), "--plant 2.0 must be a share"),
         (dict(tasks=0), "--tasks 0 must be 1 or more"),
         (dict(languages=("english",)), "codes of ISO 639"),
+        (dict(languages=("xx",), max_documents=3), "nothing of it is left"),
+        (dict(bands=1000, rows=100), "--rows 100 must be 4,096 or less times --bands"),
         (dict(executor="ray"), "pip install ray"),
         (dict(executor="slurm"), "no sbatch here"),
     ],

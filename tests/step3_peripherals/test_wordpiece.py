@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.cli import UserError
+from step3_peripherals.vocabulary.base import valid_unicode
 from step3_peripherals.vocabulary.wordpiece import SPECIAL_TOKENS, WordPiece
 
 VOCAB = {t: i for i, t in enumerate(["[UNK]", "un", "##aff", "##able", "a", "##a", "é", "e", "!"])}
@@ -36,6 +37,13 @@ def test_what_looks_like_a_special_token_is_text():
 def test_any_string_can_be_encoded_surrogates_and_all(text):
     model = WordPiece(VOCAB)
     assert all(0 <= index < model.vocab_size for index in model.encode(text))
+    assert model.encode(text) == model.encode(valid_unicode(text))
+
+
+def test_two_halves_of_a_character_are_the_character():
+    model = WordPiece.train(["a 😀 b 😀 c"], 60)
+    assert model.tokens("\ud83d\ude00") == model.tokens("😀") == ["😀"]
+    assert model.tokens("a\ud83d") == ["a"]  # half a one is U+FFFD, which BERT drops
 
 
 def test_training_merges_by_frequency_or_by_likelihood():

@@ -10,8 +10,8 @@ from torch import nn
 
 from common.batching import Batches
 from step4_finetune_glue import metrics, outcome, recipe
-from step4_finetune_glue.classifier import MeanPooledBert
 from step4_finetune_glue.encoding import Encoded
+from step4_finetune_glue.heads import MeanPooledBert
 
 
 def accuracy_and_f1(predictions, labels):

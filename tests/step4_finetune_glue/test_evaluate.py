@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from common import cli, report
+from common.report import UNNAMED, slug
 from step4_finetune_glue import (
     baselines,
     evaluate,
@@ -277,22 +278,45 @@ def test_seeds_together_are_the_mean_of_their_probabilities():
     assert scores.tolist() == [3]  # 9 is cut to 5
 
 
-def test_the_average_needs_the_same_tasks_in_every_row():
-    scores = {"RTE": {"accuracy": (60, 1)}, "CoLA": {"matthews": (20, 1)}}
-    a = glue_table.System("a", "measured", scores | {"WNLI": {"accuracy": (0, 1)}})
-    b = glue_table.System("b", "reported", {"RTE": {"accuracy": (70, None)}})
-    both = {"f1": (80, None), "accuracy": (70, None)}
-    c = glue_table.System("c", "baseline", {"RTE": both, "CoLA": {"matthews": (10, None)}})
-    table = glue_table.Table([a, b, c], ["CoLA", "RTE", "WNLI"], set())
-    assert [table.average(s) for s in (a, b, c)] == [40, None, 42.5]
-    assert "avg: CoLA, RTE" in table.text()
-    assert glue_table.Table([a], ["CoLA", "RTE"], {"CoLA"}).average(a) == 60
+def test_the_average_needs_the_same_tasks_and_metrics_in_every_row():
+    def system(kind, low=(), **scores):
+        return glue_table.System(kind, kind, {k: dict(v) for k, v in scores.items()}, set(low))
+
+    both = {"f1": (80, 1), "accuracy": (70, 1)}
+    a = system("measured", CoLA={"matthews": (20, 1)}, MRPC=both, WNLI={"accuracy": (0, 1)})
+    without_cola = system("reported", MRPC=both)
+    without_accuracy = system("reported", CoLA={"matthews": (20, None)}, MRPC={"f1": (80, None)})
+    unnamed = {slug(UNNAMED): (88, None)}
+    not_named = system("reported", CoLA={"matthews": (20, None)}, MRPC=unnamed)
+    c = system("baseline", CoLA={"matthews": (10, None)}, MRPC=both)
+    every = [a, without_cola, without_accuracy, not_named, c]
+    table = glue_table.Table(every, ["CoLA", "MRPC", "WNLI"])
+    assert [table.average(one) for one in every] == [47.5, None, None, 54, 42.5]
+    assert "avg: CoLA, MRPC" in table.text()
+
+
+def test_a_part_of_a_task_is_marked_and_spoils_no_other_row():
+    def system(name, low=()):
+        rte, cola = {"accuracy": (60.0, 1.0)}, {"matthews": (20.0, 1.0)}
+        return glue_table.System(name, "measured", {"RTE": rte, "CoLA": cola}, set(low))
+
+    whole, part = system("whole"), system("part", low=["RTE"])
+    alone = glue_table.Table([part], ["RTE", "CoLA"])
+    assert alone.low_resource == {"RTE"} and alone.averaged() == ["CoLA"]
+    assert alone.grid()[0][1:3] == ["RTE‡", "CoLA"] and alone.grid()[2][1] == "60.0\n±1.0"
+    table = glue_table.Table([whole, part], ["RTE", "CoLA"])
+    assert table.low_resource == set() and table.grid()[0][1:3] == ["RTE", "CoLA"]
+    assert [line[1] for line in table.grid()[2:]] == ["60.0\n±1.0", "60.0‡\n±1.0"]
+    assert any("‡ low-resource" in note for note in table.notes())
+    part.low.add("CoLA")  # nothing of it is comparable, so it has no say in the average
+    assert table.averaged() == ["RTE", "CoLA"] and table.average(part) is None
+    assert table.average(whole) == 40
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_table_without_an_average_has_no_such_column(tmp_path):
     one = glue_table.System("a", "measured", {"WNLI": {"accuracy": (50.0, None)}})
-    table = glue_table.Table([one], ["WNLI"], set())
+    table = glue_table.Table([one], ["WNLI"])
     assert "avg" not in table.text()
     table.draw(tmp_path / "table.png")
     assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
@@ -364,12 +388,34 @@ def test_runs_that_cannot_be_scored(tmp_path, glue, fails):
     )
     run = finetuned(tmp_path / "run", glue, "RTE")
     assert "--errors -3 must be 0 or more" in fails("--runs", run, "--errors", -3)
-    (run / "seed-1" / "predictions-dev.npz").unlink()
+    assert "--fill-missing is for a submission" in fails("--runs", run, "--fill-missing")
+    predictions = run / "seed-1" / "predictions-dev.npz"
+    whole = predictions.read_bytes()
+    flipped = whole[:60] + bytes(255 - byte for byte in whole[60:200]) + whole[200:]
+    for damaged in (b"PK", b"", whole[: len(whole) // 2], flipped):
+        predictions.write_bytes(damaged)
+        line = fails("--runs", run)
+        assert "predictions-dev.npz: no predictions of finetune.py, or cut off" in line
+    predictions.unlink()
     assert "no predictions for dev" in fails("--runs", run)
-    (run / "seed-1" / "predictions-dev.npz").write_bytes(b"PK")
-    assert "predictions-dev.npz: no predictions of finetune.py, or cut off" in fails("--runs", run)
+    values = result(run)
+    for lost in ({"seeds": []}, {"model": {}}, {"system": None}):
+        (run / "result.json").write_text(json.dumps(values | lost))
+        assert "result.json: not written by finetune.py" in fails("--runs", run)
     (run / "result.json").write_text("{}")
     assert "result.json: not written by finetune.py" in fails("--runs", run)
+
+
+def test_with_resume_all_is_scored_anew(tmp_path, glue, fails):
+    for name in ("RTE", "WNLI"):
+        finetuned(tmp_path / name, glue, name)
+    out = ("--out", tmp_path / "out")
+    assert call("--runs", tmp_path / "RTE", *out) == 0
+    assert call("--runs", tmp_path / "RTE", *out) == 2
+    assert call("--runs", tmp_path / "RTE", tmp_path / "WNLI", *out, "--resume") == 0
+    assert result(tmp_path / "out")["table"]["rows"][0][1:3] == ["RTE\nacc", "WNLI\nacc"]
+    begun = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert begun["runs"] == result(tmp_path / "out")["config"]["runs"]
 
 
 def test_predictions_for_other_data_are_refused(tmp_path, glue, fails):

@@ -149,7 +149,8 @@ def test_a_stopped_run_goes_on_where_it_was(impl, flags, tmp_path, capfd):
     more += ["--reinit-layers", 1, "--no-bias-correction"]
     assert small.run("finetune", *flags, *more, "--out", tmp_path / "whole") == 0
     stopped = [*flags, *more, "--slice-minutes", 1e-6, "--resume"]
-    codes = []
+    codes = [small.run("finetune", *stopped, "--seeds", 1)]  # more are wanted while one is begun
+    gc.collect()
     while len(codes) < 20 and codes[-1:] != [0]:
         codes.append(small.run("finetune", *stopped))
         gc.collect()
@@ -201,7 +202,7 @@ def test_random_weights_are_another_start(flags, tmp_path):
 def test_minilm_reads_the_mean_unless_told_otherwise():
     minilm = classifier.find("minilm")
     assert classifier.pooling_of(minilm, "auto", "scratch") == "mean"
-    assert classifier.pooling_of(minilm, "auto", "hf") == "cls"
+    assert classifier.pooling_of(minilm, "auto", "hf") == "mean"
     assert classifier.pooling_of(minilm, "cls", "scratch") == "cls"
     # Why: no optimizer ever touched its pooler
     pooler = classifier.load(minilm, 2).bert.pooler
@@ -319,14 +320,49 @@ def test_another_architecture_wants_transformers(flags, bert, tmp_path, fails):
     assert small.run("finetune", *given, *more) == 0
 
 
-def test_weights_that_are_damaged(flags, bert, tmp_path, fails):
-    shutil.copytree(bert, tmp_path / "bert")
-    weights = tmp_path / "bert" / "model.safetensors"
+@pytest.mark.parametrize("impl", ["scratch", "hf"])
+def test_weights_that_are_damaged(impl, flags, bert, tmp_path, fails):
+    folder = tmp_path / "bert"
+    shutil.copytree(bert, folder)
+    given = [*flags, "--task", "RTE", "--model", folder, "--impl", impl]
+    weights = folder / "model.safetensors"
+    whole = {name: value.clone() for name, value in load_file(weights).items()}  # off the file
     weights.write_bytes(weights.read_bytes()[:1000])
-    line = fails(*flags, "--task", "RTE", "--model", tmp_path / "bert")
-    assert "truncated or damaged" in line
+    assert "truncated or damaged" in fails(*given)
     save_file({"other": torch.zeros(1)}, weights)
-    assert "lacks" in fails(*flags, "--task", "RTE", "--model", tmp_path / "bert")
+    assert "lacks" in fails(*given)
+    save_file({k: v for k, v in whole.items() if ".layer.1." not in k}, weights)
+    assert "lacks bert.encoder.layer.1." in fails(*given)
+    save_file(whole, weights)
+    raw = classifier.read_config(folder)
+    (folder / "config.json").write_text(json.dumps(raw | {"hidden_size": 32}))
+    assert "do not belong together" in fails(*given)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"max_position_embeddings": None}, "max_position_embeddings must be a whole number"),
+        ({"hidden_size": "16"}, "hidden_size must be a whole number, not '16'"),
+        ({"vocab_size": [1]}, "vocab_size must be a whole number"),
+        ({"model_type": "bort"}, "transformers cannot open"),
+    ],
+)
+def test_configurations_that_are_damaged(change, told, flags, bert, tmp_path, fails):
+    shutil.copytree(bert, tmp_path / "bert")
+    raw = classifier.read_config(bert) | change
+    (tmp_path / "bert" / "config.json").write_text(json.dumps(raw))
+    given = [*flags, "--task", "RTE", "--model", tmp_path / "bert", "--impl", "hf"]
+    assert told in fails(*given)
+
+
+def test_a_tokenizer_without_cls_and_sep(flags, bert, tmp_path, fails):
+    shutil.copytree(bert, tmp_path / "bert")
+    file = tmp_path / "bert" / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"post_processor": None}))
+    assert "puts no [CLS] before a text" in fails(
+        *flags, "--task", "RTE", "--model", tmp_path / "bert"
+    )
 
 
 @pytest.mark.parametrize(
@@ -342,7 +378,6 @@ def test_weights_that_are_damaged(flags, bert, tmp_path, fails):
         (["--layer-decay", 0], "--layer-decay 0"),
         (["--reinit-layers", 3], "the model has 2 layers"),
         (["--train-limit", 0], "--train-limit 0"),
-        (["--pooling", "mean", "--impl", "hf"], "--pooling mean is for --impl scratch"),
         (["--optimizer", "muon", "--layer-decay", 0.9], "are for --optimizer adamw"),
     ],
 )
@@ -397,7 +432,7 @@ def test_a_part_of_the_training_set_is_low_resource_and_said_to_be(flags, tmp_pa
         assert ("training on 20 of them, drawn at random" in capfd.readouterr().out) == low
 
 
-def test_a_run_goes_on_only_as_it_began(flags, glue, tmp_path, fails):
+def test_a_run_goes_on_only_as_it_began(flags, glue, bert, tmp_path, fails):
     """Seed 0 has ended; with another recipe seed 1 must not be averaged with it."""
     given = ["--task", "RTE", "--max-steps", 1, "--data", tmp_path / "glue"]
     shutil.copytree(glue, tmp_path / "glue")
@@ -412,8 +447,28 @@ def test_a_run_goes_on_only_as_it_began(flags, glue, tmp_path, fails):
     line = fails(*flags, *given, "--seeds", 2, "--resume")
     assert "was begun with other data" in line
     train.write_text(whole)
+    dev = tmp_path / "glue" / "RTE" / "dev.tsv"
+    whole = dev.read_text()
+    dev.write_text("\n".join(whole.splitlines()[:-1]) + "\n")
+    assert "was begun with other data" in fails(*flags, *given, "--seeds", 2, "--resume")
+    dev.write_text(whole)
+    weights = bert / "model.safetensors"
+    whole = weights.read_bytes()
+    save_file({k: v + 1 for k, v in load_file(weights).items()}, weights)
+    assert "was begun with another checkpoint" in fails(*flags, *given, "--seeds", 2, "--resume")
+    weights.write_bytes(whole)
     assert small.run("finetune", *flags, *given, "--seeds", 2, "--resume") == 0
     assert small.result(tmp_path / "run")["seeds"] == [0, 1]
+
+    # Ended, it takes more seeds and nothing else
+    gc.collect()
+    assert "was begun with --task RTE" in fails(*flags, *given, "--resume", "--task", "SST-2")
+    gc.collect()
+    assert small.run("finetune", *flags, *given, "--seeds", 3, "--resume") == 0
+    assert small.result(tmp_path / "run")["seeds"] == [0, 1, 2]
+    (tmp_path / "run" / "seed-1" / "scores.json").write_text("{")
+    gc.collect()
+    assert "seed-1/scores.json is damaged" in fails(*flags, *given, "--seeds", 4, "--resume")
 
 
 def test_a_head_on_the_mean_is_never_put_on_cls(flags, tmp_path, fails):
@@ -423,10 +478,10 @@ def test_a_head_on_the_mean_is_never_put_on_cls(flags, tmp_path, fails):
     saved = tmp_path / "mean" / "seed-0" / "model"
     assert classifier.pooling_of(saved, "auto", "scratch") == "mean"
     assert isinstance(classifier.load(saved, 2, pooling="mean"), classifier.MeanPooledBert)
-    for more in (["--pooling", "cls"], ["--impl", "hf"]):
-        line = fails(*given, "--model", saved, *more)
-        assert "reads mean pooling, not cls" in line
-    assert classifier.load(saved, 2, impl="hf", new_head=True).kept_head is False
+    line = fails(*given, "--model", saved, "--pooling", "cls")
+    assert "reads mean pooling, not cls" in line
+    assert classifier.load(saved, 2, impl="hf", pooling="mean").kept_head
+    assert classifier.load(saved, 2, impl="hf", new_head=True).mean is False
 
 
 def test_a_head_with_its_classes_in_another_order_is_not_kept(bert, tmp_path):

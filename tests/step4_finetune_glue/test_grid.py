@@ -4,7 +4,7 @@ import json
 import pytest
 
 from common import runs
-from step4_finetune_glue import spread
+from step4_finetune_glue import spread, trainings
 from tests.step4_finetune_glue import small
 
 pytestmark = pytest.mark.usefixtures("one_thread_each")
@@ -63,10 +63,20 @@ def test_spread():
     [
         (["--epochs", 0], "--epochs 0"),
         (["--batch-sizes", 8, 0], "--batch-sizes (8, 0)"),
-        (["--settings", "impl"], "must be pairs name=value"),
+        (["--settings", "impl="], "must be flags without dashes"),
+        (["--settings", "=hf"], "must be flags without dashes"),
         (["--task", "IMDB"], "unknown task"),
+        (["--task", "AX"], "AX has nothing to train on"),
+        (["--model", "/nowhere/bert"], "no such folder"),
+        (["--data", "/nowhere/glue"], "no such folder"),
     ],
 )
 def test_grids_that_cannot_be(given, told, tmp_path, capfd):
     assert small.run("grid", *given, "--out", tmp_path / "grid") == 2
     assert told in capfd.readouterr().err
+    assert not (tmp_path / "grid").exists()  # nothing that --resume would have to be told of
+
+
+def test_settings_are_flags_with_or_without_a_value():
+    assert trainings.are_settings(("new-head", "layer-decay=0.9", "data=/some where/x=y"))
+    assert not any(trainings.are_settings((text,)) for text in ("", "--impl", "impl=", "a b"))

@@ -36,6 +36,24 @@ def test_baselines(name, monkeypatch):
         assert values == [pytest.approx(scores[kind][metric], abs=0.051) for metric in task.metrics]
 
 
+def test_the_numbers_of_rows_are_those_of_the_files():
+    """Of the training sets as the tasks know them, and of the mirror's dev sets and pools."""
+    text = NOTES.read_text()
+    table = text.split("| train / dev / test rows |")[1].split("\n\n")[0]
+    counts = dict(re.findall(r"^\| ([\w-]+) \| .+? \| ([\d,]+) / ", table, re.M))
+    known = {name: f"{task.train_rows:,}" for name, task in tasks.TASKS.items() if task.train_rows}
+    assert counts == known
+    pools = {"MNLI": r"has ([\d,]+) rows of MNLI", "QNLI": r"([\d,]+) rows of QNLI's kind",
+             "QQP": r"QQP a pool of ([\d,]+\d)"}  # fmt: skip
+    for name, told in pools.items():
+        try:
+            splits = ("train", "dev") if name == "QQP" else ("train",)
+            n = sum(len(tasks.read(tasks.TASKS[name], split, "glue")) for split in splits)
+        except UserError as error:
+            pytest.skip(f"needs GYM_DATA: {error}")
+        assert f"{n:,}" == re.search(told, text)[1]
+
+
 @pytest.mark.parametrize("size", ["tiny", "mini"])
 def test_how_far_our_own_fall_short(size):
     notes, cells = NOTES.parents[1] / "notes", []

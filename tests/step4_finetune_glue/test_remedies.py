@@ -58,7 +58,8 @@ def test_the_table():
     [
         (["--seeds", 0], "--seeds 0"),
         (["--variants", "prayer"], "no variant 'prayer'; there are: no_warmup"),
-        (["--settings", "impl"], "must be pairs name=value"),
+        (["--settings", "impl="], "must be flags without dashes"),
+        (["--settings", "=hf"], "must be flags without dashes"),
         (["--task", "IMDB"], "unknown task"),
     ],
 )

@@ -103,7 +103,7 @@ def test_the_official_files_are_read_as_they_are(
 def test_the_broken_rows_of_qqp_are_counted_and_told(glue_data):
     rows = read(task("QQP"), "train", str(glue_data))
     assert rows.skipped == 3  # two halves of a question, and one without a second
-    assert rows.told() == "QQP train: 2 rows; 3 broken rows left out"
+    assert rows.told() == "QQP train: 2 rows, of the 363,846 official ones; 3 broken rows left out"
 
 
 def test_dtypes_are_what_the_losses_want(glue_data):
@@ -184,6 +184,9 @@ RTE = "index\tsentence1\tsentence2\tlabel\n"
         ("CoLA", "CoLA/dev.tsv", "gj04\t1\tThey sang.\n", r"dev\.tsv:1: no column 'sentence'"),
         ("QQP", "QQP/dev.tsv", "id\tquestion1\tquestion2\tis_duplicate\n1\ta\n2\tb\n",
          r"QQP/dev\.tsv: all 2 rows are broken or cut off; get it anew"),
+        ("QQP", "QQP/dev.tsv", "id\tquestion1\tquestion2\tis_duplicate\n"
+         + "1\ta\tb\t0\n" * 40 + "2\ta\n" * 5 + "3\ta\tb\tc\t0\n" * 6,
+         r"QQP/dev\.tsv: 11 of 51 rows are broken; get it anew"),
     ],
 )  # fmt: skip
 def test_bad_rows_are_named_by_file_and_line(tmp_path, name, file, text, told):
