@@ -90,15 +90,25 @@ class Unigram(SentencePieces):
         Raises UserError for an alpha below 0 or without `rng`.
         """
         if alpha is None:
-            return self.viterbi(text)
+            return self.as_sentencepiece(text)
         if not 0 <= alpha < math.inf or rng is None:
             raise UserError(f"alpha {alpha} must be 0 or more, and have an rng")
         return (piece for word in self._words(text) for piece in self.sample(word, alpha, rng))
 
-    def viterbi(self, text: str) -> Iterator[str]:
-        """The likeliest segmentation, near-ties decided as `sentencepiece` does: by sums of log p
-        over the text in 32 bits, which begin anew at a node where the best is below LEAST_SUM. In
-        double precision, words leave little to decide."""
+    def viterbi(self, text: str) -> list[str]:
+        """The likeliest segmentation: best(t) = max over s of best(s) + log p(text[s:t])."""
+        best = [0.0] + [-math.inf] * len(text)  # log p of the best way to each node
+        starts = [0] * len(best)  # where its last edge comes from
+        for t in range(len(text)):
+            for end, score in self.edges(text, t):
+                if best[t] + score > best[end]:
+                    best[end], starts[end] = best[t] + score, t
+        return _cut(text, starts)
+
+    def as_sentencepiece(self, text: str) -> Iterator[str]:
+        """`viterbi`, but with near-ties decided as `sentencepiece` does: by sums of log p over the
+        text in 32 bits, which begin anew at a node where the best is below LEAST_SUM. In double
+        precision, words leave little to decide."""
         total = array("f", [0.0])  # of the best way so far; an array rounds
         for word in self._words(text):
             only, edges = self._likely_ways(word)

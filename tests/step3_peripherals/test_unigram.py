@@ -64,6 +64,17 @@ def test_samples_have_the_probability_of_the_formula(alpha):
         assert stats.chisquare([drawn[way] for way in reversed(ways)], expected).pvalue < 1e-3
 
 
+@given(st.text("ab ", min_size=1, max_size=8))
+def test_viterbi_is_the_best_of_all_ways_and_sentencepiece_decides_only_ties(text):
+    text = MODEL.normalize(text)
+    if not text:
+        return
+    best = max(segmentations(text).values())
+    for way in (MODEL.viterbi(text), [*MODEL.as_sentencepiece(text)]):
+        assert "".join(way) == text
+        assert sum(SCORES[piece] for piece in way) == pytest.approx(best, abs=1e-4)
+
+
 def test_a_large_alpha_draws_the_likeliest():
     rng = np.random.default_rng(1)
     assert MODEL.encode("ababa ab", alpha=1e3, rng=rng) == MODEL.encode("ababa ab")
