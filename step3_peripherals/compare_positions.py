@@ -79,7 +79,8 @@ class Config(cli.RunConfig):
             raise UserError(f"--score-lengths must have that of training, {self.max_seq_len}")
         pairs = "pairs name=value, as in d-model=256"
         cli.check(self, "settings", pairs, lambda v: all(text.partition("=")[2] for text in v))
-        if taken := {text.partition("=")[0] for text in self.settings} & TAKEN:
+        names = {text.partition("=")[0].replace("_", "-") for text in self.settings}
+        if taken := names & TAKEN:
             raise UserError(f"--settings {min(taken)}=...: this script sets it, see --help")
 
 

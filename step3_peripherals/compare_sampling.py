@@ -61,7 +61,8 @@ class Config(cli.RunConfig):
                 raise UserError(f"no strategy {name!r}; there are: {', '.join(STRATEGIES)}")
         pairs = "pairs name=value, as in max-minutes=4"
         cli.check(self, "settings", pairs, lambda v: all(text.partition("=")[2] for text in v))
-        if taken := {text.partition("=")[0] for text in self.settings} & TAKEN:
+        names = {text.partition("=")[0].replace("_", "-") for text in self.settings}
+        if taken := names & TAKEN:
             raise UserError(f"--settings {min(taken)}=...: this script sets it, see --help")
 
 

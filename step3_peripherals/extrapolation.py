@@ -77,7 +77,8 @@ def table(
     for (name, length), values in paper.items():
         if length == trained:
             cells = [f"{values[n]:.2f}" if n in values else "–" for n in lengths]
-            times = f"{values[max(values)] / values[trained]:.2f}"
+            longest = max(n for n in values if n in lengths)
+            times = f"{values[longest] / values[trained]:.2f}" if longest > trained else "–"
             lines.append([f"{name}, in the paper", *cells, times, "–", "–"])
     return lines
 

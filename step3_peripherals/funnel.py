@@ -17,6 +17,7 @@ from step3_peripherals.dedup import WORD, MinHash, jaccard, shingles
 FILTERS = ("repair", "language", "c4", "statistics", "repetition", "exact", "near")
 CHECKED = 2000  # pairs of duplicates that are compared word by word
 EXAMPLES = 3  # of each reason
+RULES = ("c4", "statistics", "repetition")  # the filters that a page of menus or filler is for
 ALIKE = 0.5  # least Jaccard index at which a near-duplicate is no false alarm
 
 
@@ -97,9 +98,6 @@ def verify(out: Path) -> dict[str, float]:
 
 def likeness(a: str, b: str) -> float:
     return jaccard(shingles(a), shingles(b))
-
-
-RULES = ("c4", "statistics", "repetition")
 
 
 def planted(out: Path) -> dict[str, dict[str, int]]:

@@ -63,7 +63,7 @@ class Config(cli.RunConfig):
         super().__post_init__()
         for name in ("bands", "rows", "tasks", "workers", "max_documents"):
             cli.check(self, name, "1 or more", lambda value: value >= 1)
-        cli.check(self, "rows", "4,096 or less times --bands", lambda n: n * self.bands <= 4096)
+        cli.check(self, "rows", "at most 4096 divided by --bands", lambda n: n * self.bands <= 4096)
         codes = re.compile("[a-z]{2,3}( [a-z]{2,3})*")
         if not codes.fullmatch(" ".join(self.languages)):
             raise UserError("--languages takes codes of ISO 639, such as: --languages en zh")

@@ -54,15 +54,19 @@ def find(model: str) -> Path:
 
 def read_config(folder: Path) -> dict:
     """The checkpoint's config.json; UserError if it has none, or one that is no object."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is no checkpoint: it has no config.json")
+    return _object(folder / "config.json")
+
+
+def _object(path: Path) -> dict:
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError("an object was expected")
         return found
-    except FileNotFoundError:
-        raise UserError(f"{folder} is no checkpoint: it has no config.json") from None
     except ValueError as error:
-        raise UserError(f"{folder}/config.json is no configuration ({error})") from None
+        raise UserError(f"{path} is no configuration ({error})") from None
 
 
 def whole_number(folder: Path, name: str, default: int | None = None) -> int:
@@ -79,10 +83,11 @@ def width(folder: Path) -> int:
     return whole_number(folder, name, 768)
 
 
-def fingerprint(folder: Path) -> str:
-    """sha256 over the checkpoint's weights."""
-    files = sorted(folder.glob("*.safetensors"))
-    return data.Source(folder.name, "path", tuple(files)).fingerprint()
+def facts(folder: Path, pooling: str, impl: str) -> dict[str, str]:
+    """What a run states about its checkpoint: sha256 over the weights, and what the head reads."""
+    files = tuple(sorted(folder.glob("*.safetensors")))
+    weights = data.Source(folder.name, "path", files).fingerprint()
+    return {"fingerprint": weights, "pooling": pooling_of(folder, pooling, impl)}
 
 
 def tokenizer_of(folder: Path, max_seq_len: int) -> Tokenizer:
@@ -123,7 +128,10 @@ def pooling_of(folder: Path, pooling: str, impl: str) -> str:
         raise UserError(f"--pooling mean is for {' and '.join(MEAN)}, whose head ends in one layer")
     if pooling != "auto":
         return pooling
-    mean = (folder / "modules.json").is_file() or raw.get("pooling") == "mean"
+    sentences = folder / "1_Pooling" / "config.json"  # of a sentence-transformer
+    mean = raw.get("pooling") == "mean"
+    if sentences.is_file():
+        mean |= bool(_object(sentences).get("pooling_mode_mean_tokens"))
     return "mean" if mean and able else "cls"
 
 
@@ -182,8 +190,9 @@ def load(
 
 def told(model: nn.Module) -> str:
     """What the head reads, whether it is the checkpoint's, and what else that did not have."""
-    mean = isinstance(model, MeanPooledBert) or getattr(model, "mean", False)
-    read = "the mean of all states" if mean else "[CLS]"
+    read = "the mean of all states" if getattr(model, "mean", False) else "[CLS]"
+    if isinstance(model, HuggingFaceClassifier) and model.hf.config.model_type not in MEAN:
+        read = "what its architecture does"
     fresh = getattr(model, "fresh_parts", ())
     kept = "; it is the checkpoint's own (--new-head starts afresh)" * model.kept_head
     return f"the head reads {read}{kept}" + (f"; fresh: {', '.join(fresh)}" if fresh else "")
@@ -194,8 +203,8 @@ def _check_head(folder: Path, raw: dict, labels: tuple[str, ...], pooling: str) 
     trained = raw.get("pooling", "cls")
     if pooling != trained:
         raise UserError(
-            f"the head of {folder} reads {trained} pooling, not {pooling}: leave --pooling and "
-            "--impl as they are by default, or start it afresh with --new-head"
+            f"the head of {folder} reads {trained} pooling, not {pooling}: "
+            "leave --pooling as it is by default, or start it afresh with --new-head"
         )
     named = [str(name).lower() for _, name in sorted((raw.get("id2label") or {}).items())]
     if sorted(named) == sorted(labels) and named != list(labels):
@@ -230,14 +239,13 @@ def _load_hf(folder, n_outputs, pooling, dropout, random, new_head) -> nn.Module
         if random:
             return HuggingFaceClassifier(auto.from_config(config).float())
         # A head of another size is replaced, and anything else that does not fit refused below
-        changes = {"ignore_mismatched_sizes": True, "dtype": torch.float32}
+        changes = {"ignore_mismatched_sizes": True, "dtype": torch.float32, "use_safetensors": True}
         model, found = auto.from_pretrained(
             folder, config=config, output_loading_info=True, **changes
         )
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"transformers cannot open {folder} ({str(error).splitlines()[0]})"
-        ) from None
+    except Exception as error:  # the library has no common ancestor for what can go wrong
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"transformers cannot open {folder} ({reason})") from None
     fresh = _fresh(folder, model, found)
     if new_head:
         for part in getattr(model, "classifier", nn.Module()).modules():
@@ -265,4 +273,4 @@ def _fresh(folder: Path, model: nn.Module, found: dict) -> set[str]:
     if piece := inside(other):
         why = "has another shape than config.json asks for: they do not belong together"
         raise UserError(f"{folder}: {piece} {why}")
-    return {name.rpartition(".")[0].removeprefix(encoder) for name in missing | other}
+    return {name.removeprefix(encoder).partition(".")[0] for name in missing | other}

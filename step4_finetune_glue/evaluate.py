@@ -11,7 +11,6 @@ curves.png, errors.txt; and table.md and curves.png with the table.
 """
 
 import time
-from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,10 +20,7 @@ from common.cli import UserError
 from common.report import mean_and_sd, slug
 from common.runs import metric
 from step4_finetune_glue import baselines, figures, glue_table, scoring, submission, tasks
-from step4_finetune_glue.glue_table import System, Table
 from step4_finetune_glue.scoring import Finetuned, Scored
-
-REPORTED = Path(__file__).resolve().parent.parent / "notes" / "reported_numbers.csv"
 
 
 @dataclass
@@ -34,8 +30,8 @@ class Config(cli.RunConfig):
     data: str = ""
     """Where the tasks' files are; empty: where each run had them (see finetune.py)."""
     compare: tuple[str, ...] = ()
-    """Reported systems, by a part of their name, that every result is held against, besides those
-    called like the checkpoint."""
+    """Reported systems, by a part of their name, that every result is held against and that the
+    table shows, besides those called like the checkpoint; empty: the table shows all."""
     errors: int = 5
     """Surest errors to show for each run."""
     submission: str = ""
@@ -62,45 +58,30 @@ def main(config: Config) -> None:
         submit(config, found)
 
     # Score each run on all its dev splits, and show where it fails
-    systems, encoders, entries = {}, {}, {}
-    lines = {name: System(name.replace("_", " "), "baseline") for name in baselines.NAMES}
-    short = Counter({run.system: run.label for run in found}.values())
+    (whole.path / "result.json").unlink(missing_ok=True)
+    scored, encoders = [], {}
     for run in sorted(found, key=lambda run: not run.random):
-        name, data = run.task.name, config.data or run.data
-        scored = score(run, data)
-        base = baseline_scores(name, data, tuple(scored))
-        beside = encoders.get((run.pretrained, name), {})
-        measured = report(run, scored, base | beside, config, whole.path)
-        title = run.label if short[run.label] == 1 else run.system
-        kind = "baseline" if run.random else "measured"
-        system = systems.setdefault(run.system, System(title, kind))
-        system.scores[name] = {k: (entry["value"], entry["sd"]) for k, entry in measured.items()}
-        entries |= {f"{name} {k} of {title}": entry for k, entry in measured.items()}
+        task, data = run.task.name, config.data or run.data
+        own = score(run, data)
+        base = baseline_scores(task, data, tuple(own)) | encoders.get((run.pretrained, task), {})
+        scored.append((run, report(run, own, base, config, whole.path)))
         if run.random:
-            means = {k: entry["value"] for k, entry in measured.items()}
-            encoders[run.pretrained, name] = {figures.RANDOM: means}
-        for baseline, line in lines.items():
-            line.scores[name] = {k: (base[baseline][k], None) for k in measured}
-        system.low |= {name} if run.low_resource else set()
+            means = {name: scored[-1][1][name]["value"] for name in base["majority"]}
+            encoders[run.pretrained, task] = {figures.RANDOM: means}
 
-    # The table
-    shown = [name for name in tasks.TASKS if any(name in s.scores for s in systems.values())]
-    ours = sorted([*systems.values(), *lines.values()], key=lambda one: one.kind == "baseline")
-    official = set(shown) - Table(ours, shown).low_resource  # no other is comparable
-    table = Table([*ours, *glue_table.reported(REPORTED, official)], shown)
+    wanted = (*config.compare, *(run.checkpoint for run in found)) if config.compare else ("",)
+    table, metrics = glue_table.of(scored, wanted)
     print("\n" + table.text() + "\n")
     runs.write_text(whole.path / "table.md", table.markdown() + "\n")
     table.draw(whole.path / "curves.png")
-    averages = {f"average_{slug(one.name)}": table.average(one) for one in ours}
-    averages = {k: metric(v, unit="%") for k, v in averages.items() if v is not None}
     whole.result(
         step="step4_finetune_glue",
         script="evaluate",
-        system=", ".join(sorted(systems)),
+        system=", ".join(sorted({run.system for run in found})),
         preset=config.preset,
         dataset="GLUE",
         split="dev",
-        metrics=averages or entries,
+        metrics=metrics,
         averaged=table.averaged(),
         low_resource=sorted(table.low_resource),
         table=table.as_json(),
@@ -144,7 +125,7 @@ def baseline_scores(name: str, data: str, splits: tuple[str, ...]) -> dict[str, 
 def report(run, scored: dict[str, Scored], base: dict, config: Config, whole: Path) -> dict:
     """Print one run's scores, draw them, write its result (finetune.py's, and what is new).
 
-    Returns the entries of the task's metrics, as a result.json has them.
+    Returns the metrics of that result.
     """
     first = next(iter(scored.values()))
     measured, together = {}, {}
@@ -176,11 +157,11 @@ def report(run, scored: dict[str, Scored], base: dict, config: Config, whole: Pa
     title = f"{run.label} on {run.task.name} {first.rows.split}{low}"
     figures.draw(out / "curves.png", title, first, base)
     runs.write_text(out / "errors.txt", errors)
-    words = (*config.compare, Path(run.values["model"]["name"].removesuffix("/model")).name)
-    compared = glue_table.compared(REPORTED, run.task.name, measured, words)
+    words = (*config.compare, run.checkpoint)
+    compared = glue_table.compared(glue_table.REPORTED, run.task.name, measured, words)
     added = {"compare_to": [] if run.low_resource else compared, "scored_by": cli.command()}
     runs.write_json(out / "result.json", run.values | {"metrics": measured | more} | added)
-    return measured
+    return measured | more
 
 
 def submit(config: Config, found: list[Finetuned]) -> None:

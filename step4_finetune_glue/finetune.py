@@ -45,13 +45,16 @@ def main(config: Config) -> None:
     tokenizer = classifier.tokenizer_of(checkpoint, config.max_seq_len)
     rows = Data.read(task, config)
     if main_process:
-        held = {split: part.source["fingerprint"] for split, part in (rows.dev | rows.test).items()}
-        weights = classifier.fingerprint(checkpoint)
-        for what, facts in (("source", rows.train.source), ("held", held), ("weights", weights)):
-            data.record(whole.path, facts, what)
-            if resuming.read(whole.path / "config.json")[what] != facts:
-                what = "another checkpoint" if what == "weights" else "other data"
-                raise UserError(f"{whole.path} was begun with {what}: choose another --out")
+        facts = {
+            "source": rows.train.source,
+            "held": {split: r.source["fingerprint"] for split, r in (rows.dev | rows.test).items()},
+            "checkpoint": classifier.facts(checkpoint, config.pooling, config.impl),
+        }
+        for name, found in facts.items():
+            data.record(whole.path, found, name)
+            if resuming.read(whole.path / "config.json")[name] != found:
+                other = "another checkpoint" if name == "checkpoint" else "other data"
+                raise UserError(f"{whole.path} was begun with {other}: choose another --out")
         print(rows.told(), flush=True)
     trial = Trial.of(task, config, rows, checkpoint, tokenizer)
     if main_process and len(trial.train) < len(rows.train):

@@ -1,5 +1,6 @@
 """The table by which GLUE is known: systems as rows, tasks as columns, in text and as a figure."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -7,9 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
+from common.cli import UserError
 from common.page import count
 from common.report import UNNAMED, grid, load_reported, slug
-from step4_finetune_glue.tasks import GLUE
+from common.runs import metric
+from step4_finetune_glue import baselines
+from step4_finetune_glue.scoring import Finetuned
+from step4_finetune_glue.tasks import GLUE, TASKS
+
+REPORTED = Path(__file__).resolve().parent.parent / "notes" / "reported_numbers.csv"
 
 PRINTED, LOW = "†", "‡"
 SHORT = {  # in the order in which a task with two metrics has them
@@ -65,13 +72,16 @@ class Table:
         """The mean over `averaged` tasks of the mean of each one's metrics; None if one lacks, be
         it but a metric of two: F1 and accuracy are not alike."""
         tasks = self.averaged()
-        if not tasks or any(task not in system.scores.keys() - system.low for task in tasks):
+        if not tasks or not system.scores.keys() - system.low >= set(tasks):
             return None
+        means = []
         for task in tasks:
-            found = system.scores[task].keys()
-            if slug(UNNAMED) not in found and found != set(self._metrics(task)):
+            scores, wanted = system.scores[task], [slug(UNNAMED)]
+            if slug(UNNAMED) not in scores:
+                wanted = {name for one in self.measured for name in one.scores[task]}
+            if not scores.keys() >= set(wanted):
                 return None
-        means = [np.mean([v for v, _ in system.scores[task].values()]) for task in tasks]
+            means.append(np.mean([scores[name][0] for name in wanted]))
         return float(np.mean(means))
 
     def grid(self) -> list[list[str]]:
@@ -183,6 +193,52 @@ class Table:
         return (values - low) / np.where(high > low, high - low, 1)
 
 
+def of(
+    found: list[tuple[Finetuned, dict[str, dict]]], words: Iterable[str] = ("",)
+) -> tuple[Table, dict[str, dict]]:
+    """The table of runs and their metrics as evaluate.py's results have them, with baselines; below
+    them reported systems whose name has one of `words`.
+
+    Also the metrics of a result that holds the table: the averages or, where no task is comparable,
+    the scores themselves. Raises UserError for two runs of one system on one task.
+    """
+    systems, entries, titles = {}, {}, titles_of([run for run, _ in found])
+    lines = {name: System(name.replace("_", " "), "baseline") for name in baselines.NAMES}
+    for run, metrics in found:
+        task, title = run.task.name, titles[run.system]
+        kind = "baseline" if run.random else "measured"
+        system = systems.setdefault(run.system, System(title, kind))
+        if task in system.scores:
+            raise UserError(f"{run.system} on {task} twice: give only one of them")
+        own = {name: metrics[name] for name in SHORT if name in metrics}
+        entries |= {f"{task} {name} of {title}": entry for name, entry in own.items()}
+        system.scores[task] = {name: (entry["value"], entry["sd"]) for name, entry in own.items()}
+        system.low |= {task} if run.low_resource else set()
+        for baseline, line in lines.items():
+            scores = {name: metrics.get(f"{baseline}_{name}") for name in own}
+            if all(scores.values()):
+                line.scores[task] = {name: (entry["value"], None) for name, entry in scores.items()}
+
+    shown = [task for task in TASKS if any(task in one.scores for one in systems.values())]
+    below = [line for line in lines.values() if line.scores]
+    ours = sorted([*systems.values(), *below], key=lambda one: one.kind == "baseline")
+    official = set(shown) - Table(ours, shown).low_resource  # no other is comparable
+    table = Table([*ours, *reported(REPORTED, official, words)], shown)
+    averages = {f"average_{slug(one.name)}": table.average(one) for one in ours}
+    averages = {name: metric(v, unit="%") for name, v in averages.items() if v is not None}
+    return table, averages or entries
+
+
+def titles_of(runs: list[Finetuned]) -> dict[str, str]:
+    """Each system's checkpoint or, where that does not tell it apart, more of its name."""
+    systems = {run.system: (run.label.split(", ")[0], run.label, run.system) for run in runs}
+    often = [Counter(names) for names in zip(*systems.values(), strict=True)]
+    return {
+        system: next(name for name, n in zip(names, often, strict=True) if n[name] == 1)
+        for system, names in systems.items()
+    }
+
+
 def cell(scores: dict[str, tuple[float, float | None]], metrics: list[str], mark: str = "") -> str:
     """`88.9/84.1` and the mark, under it `±0.4/0.6` where there are several seeds; `–` for what
     there is not."""
@@ -200,16 +256,13 @@ def reported(path: Path, tasks: Iterable[str] = GLUE, words: Iterable[str] = (""
     the dev set of one of `tasks`, with their scores on these."""
     systems: dict[str, System] = {}
     for row in load_reported(path).values():
-        name, metric, task = (
-            f"{row['system']} {row['variant']}".strip(),
-            slug(row["metric"]),
-            row["dataset"],
-        )
+        name, task = f"{row['system']} {row['variant']}".strip(), row["dataset"]
+        score = slug(row["metric"])
         wanted = row["step"] == "step4_finetune_glue" and row["split"].startswith("dev")
         wanted &= any(word.lower() in name.lower() for word in words)
-        if wanted and task in tasks and metric in SHORT:
+        if wanted and task in tasks and score in SHORT:
             system = systems.setdefault(name, System(name, "reported"))
-            system.scores.setdefault(task, {})[metric] = (float(row["value"]), None)
+            system.scores.setdefault(task, {})[score] = (float(row["value"]), None)
     order = list(SHORT)
     for system in systems.values():
         for task, scores in system.scores.items():

@@ -53,7 +53,8 @@ class Config(cli.RunConfig):
             cli.check(self, name, "above 0", lambda value: value > 0)
         for name in ("batch_sizes", "learning_rates"):
             cli.check(self, name, "numbers above 0", lambda v: v and min(v) > 0)
-        cli.check(self, "settings", trainings.SETTINGS, trainings.are_settings)
+        own = ("batch-size", "micro-batch-size", "learning-rate", "epochs", "train-limit")
+        cli.check(self, "settings", trainings.SETTINGS, lambda v: trainings.are_settings(v, own))
 
 
 PRESETS = {
@@ -71,7 +72,8 @@ FREE = {"preset", "slice_minutes", "parallel"}
 def main(config: Config) -> None:
     task = tasks.task(config.task)
     name = f"{task.name.lower()}-{Path(config.model).name}-{config.preset}"
-    trainings.check(task, config)
+    if not config.resume:
+        trainings.check(task, config)
     run = runs.Run.open(config, f"step4_finetune_glue/grid-{name}")
     if resuming.finished(run, config, free=FREE):
         return
@@ -109,7 +111,7 @@ def main(config: Config) -> None:
     every = [*results.values(), *fresh]
     collapsed = sum(one["collapsed"] for one in every)
     print(f"collapsed to one answer: {collapsed} of {len(every)}")
-    if config.preset == "cpu":
+    if (config.preset, config.model) == ("cpu", PRESETS["cpu"]["model"]):
         flattery = scores[best] - score["value"]
         reached = "reached" if flattery >= TARGET else "missed"
         print(f"target {reached}: the best cell looks {flattery:+.2f} better (>= {TARGET})")

@@ -26,6 +26,8 @@ def mean_of(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
 class MeanPooledBert(BertForSequenceClassification):
     """BERT with one linear layer on the mean of the states of all real tokens; no pooler."""
 
+    mean = True
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.bert.pooler.requires_grad_(False)

@@ -59,6 +59,11 @@ class Finetuned:
         )
 
     @property
+    def checkpoint(self) -> str:
+        """What its model is called, without folders: `bert-tiny`."""
+        return Path(self.values["model"]["name"].removesuffix("/model")).name
+
+    @property
     def random(self) -> bool:
         """True where nothing but the labels taught it: it began with random weights."""
         return RANDOM in self.system.split(", ")

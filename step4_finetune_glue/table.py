@@ -8,17 +8,13 @@ that holds result.json. evaluate.py's has the baselines too, which stand below t
 """
 
 import json
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common import cli, runs
 from common.cli import UserError
-from common.report import slug
-from common.runs import metric
-from step4_finetune_glue import baselines, glue_table, tasks
-from step4_finetune_glue.glue_table import System, Table
+from step4_finetune_glue import glue_table, tasks
 from step4_finetune_glue.scoring import Finetuned
 
 NOTES = Path(__file__).resolve().parent.parent / "notes"
@@ -40,45 +36,19 @@ def main(config: Config) -> None:
     run = runs.Run.open(config, "step4_finetune_glue/table")
     runs.write_json(run.path / "config.json", cli.as_dict(config))  # --resume lays it out anew
     found = [read(path) for path in map(Path, config.results)] or kept()
-    systems, entries = {}, []
-    short = Counter({one.system: one.label.split(", ")[0] for one in found}.values())
-    lines = {name: System(name.replace("_", " "), "baseline") for name in baselines.NAMES}
-    for one in found:
-        name, metrics = one.task.name, one.values["metrics"]
-        kind = "baseline" if one.random else "measured"
-        title = one.label.split(", ")[0]
-        title = title if short[title] == 1 else one.label
-        system = systems.setdefault(one.system, System(title, kind))
-        if name in system.scores:
-            raise UserError(f"{one.system} on {name} twice: give --results only one of them")
-        wanted = [known for known in glue_table.SHORT if known in metrics]
-        system.scores[name] = {k: (metrics[k]["value"], metrics[k]["sd"]) for k in wanted}
-        system.low |= {name} if one.low_resource else set()
-        entries += [(f"{name} {k}", title, metrics[k]) for k in wanted]
-        for baseline, line in lines.items():
-            scores = {k: metrics.get(f"{baseline}_{k}") for k in wanted}
-            if all(scores.values()):
-                line.scores[name] = {k: (entry["value"], None) for k, entry in scores.items()}
-
-    shown = [name for name in tasks.TASKS if any(name in s.scores for s in systems.values())]
-    ours = sorted([*systems.values(), *lines.values()], key=lambda one: one.kind == "baseline")
-    official = set(shown) - Table(ours, shown).low_resource
-    others = glue_table.reported(NOTES / "reported_numbers.csv", official, config.compare)
-    table = Table([*ours, *others], shown)
+    table, metrics = glue_table.of([(one, one.values["metrics"]) for one in found], config.compare)
     print("\n" + table.text() + "\n")
     runs.write_text(run.path / "table.md", table.markdown() + "\n")
     table.draw(run.path / "curves.png")
-    averages = {f"average_{slug(one.name)}": table.average(one) for one in ours}
-    metrics = {k: metric(v, unit="%") for k, v in averages.items() if v is not None}
     run.result(
         [one.values for one in found],
         step="step4_finetune_glue",
         script="table",
-        system="; ".join(systems),
+        system="; ".join(dict.fromkeys(one.system for one in found)),
         preset=config.preset,
         dataset="GLUE",
         split="dev",
-        metrics=metrics or {f"{t} of {n}": e for t, n, e in entries},
+        metrics=metrics,
         averaged=table.averaged(),
         low_resource=sorted(table.low_resource),
         table=table.as_json(),
@@ -98,7 +68,9 @@ def read(path: Path) -> Finetuned:
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found = Finetuned(path.parent, values, tasks.task(values["dataset"]), ())
-        if values["script"] != "finetune" or not values["metrics"]:
+        fields = (values["system"], values["model"]["name"], values["seeds"], values["metrics"])
+        numbers = [(entry["value"], entry["sd"]) for entry in values["metrics"].values()]
+        if values["script"] != "finetune" or not (all(fields) and numbers and values["seconds"]):
             raise ValueError("of another script")
         return found
     except FileNotFoundError:

@@ -168,7 +168,8 @@ class Trial:
             eval_every=config.eval_every or steps,
             pooling=classifier.pooling_of(checkpoint, config.pooling, config.impl),
         )
-        key, low = rows.source["fingerprint"], rows.low_resource or len(train) < len(rows)
+        part = len(train) < len(rows) or len(rows) + rows.skipped < task.train_rows
+        key, low = rows.source["fingerprint"], rows.low_resource or part
         return cls(task, filled, checkpoint, train, held, key, low)
 
     def run(self, seed: int, folder: Path, accelerator, minutes: float | None) -> None:

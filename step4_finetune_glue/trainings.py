@@ -12,13 +12,17 @@ from step4_finetune_glue import classifier, tasks
 from step4_finetune_glue.tasks import Task
 
 SCRIPT = Path(__file__).resolve().parent / "finetune.py"
-SETTINGS = "flags without dashes, as in: layer-decay=0.9 new-head"
+SETTINGS = "flags without dashes that it has not itself, as in: layer-decay=0.9 new-head"
+TAKEN = {"out", "resume", "seed", "seeds", "preset", "task", "data", "model", "precision"}
 Todo = Iterable[tuple[Path, int, tuple[str, ...]]]  # folder, seed, flags of its own
 
 
-def are_settings(texts: Iterable[str]) -> bool:
-    """Whether all are `name=value`, or the `name` of a switch."""
-    return all(re.fullmatch(r"[a-z][\w-]*(=.+)?", text) for text in texts)
+def are_settings(texts: Iterable[str], own: Iterable[str] = ()) -> bool:
+    """Whether all are `name=value`, or the `name` of a switch, and none is what the script sets
+    itself; `own` is more of that."""
+    names = {text.partition("=")[0].replace("_", "-") for text in texts}
+    flags = all(re.fullmatch(r"[a-z][\w-]*(=.+)?", text) for text in texts)
+    return flags and not names & {*TAKEN, *own}
 
 
 def check(task: Task, config: Any) -> None:

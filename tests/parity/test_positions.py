@@ -26,7 +26,7 @@ def draw(*shape, seed=0):
 
 
 def same(ours, theirs, inputs=(), their_inputs=None):
-    """Equal values, and equal gradients, to 1e-5."""
+    """Equal values, to 1e-5, and equal gradients, to 1e-4."""
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     if inputs:
         weights = draw(*theirs.shape, seed=99).detach()

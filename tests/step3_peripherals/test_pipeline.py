@@ -177,10 +177,46 @@ def test_chinese_and_other_languages(tmp_path):
     german = "Der Hund und die Katze gehen heute Abend zusammen in den Wald. " * 5
     source = tmp_path / "in.jsonl"
     source.write_text("".join(json.dumps({"text": t}) + "\n" for t in (chinese, german)))
-    in_process(stages(source, tmp_path / "out", languages=("zh",), tasks=1))
-    assert [row["text"] for row in blocks.rows(tmp_path / "out" / "shards")] == [chinese]
-    [fallen] = blocks.rows(tmp_path / "out" / "dropped")
-    assert (fallen["filter"], fallen["reason"]) == ("language", "de")
+    for wanted in ("zh", "yue"):  # Cantonese is written as Chinese
+        out = tmp_path / wanted
+        counts = in_process(stages(source, out, languages=(wanted,), tasks=1))
+        assert [row["text"] for row in blocks.rows(out / "shards")] == [chinese]
+        [fallen] = blocks.rows(out / "dropped")
+        assert (fallen["filter"], fallen["reason"]) == ("language", "de")
+        stages_with_peaks = {name[0] for name, block in counts.items() if block["peak_memory"]}
+        assert stages_with_peaks >= set("2345")
+
+
+def test_faults_planted_into_chinese_are_chinese_and_found_by_the_rules(tmp_path):
+    sentences = ["联合国大会由全体会员国组成，每年举行一次会议，讨论世界和平的重大问题。",
+                 "安全理事会有五个常任理事国，它们在表决时可以否决任何一项实质性的决议。",
+                 "秘书长由大会根据安全理事会的推荐任命，任期五年，可以连任一次。",
+                 "国际法院设在荷兰的海牙，由十五名法官组成，任期九年。"]  # fmt: skip
+    rows = [{"text": "\n".join(f"第{n}条：{s}" for s in sentences)} for n in range(60)]
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    in_process(stages(source, tmp_path / "out", languages=("zh",), tasks=1, plant=1.0))
+    truths = list(blocks.rows(tmp_path / "out" / "planted"))
+    notices = {line for truth in truths for line in truth.get("lines", ())}
+    assert notices and notices <= set(planting.CHINESE_NOTICES)
+    kinds = funnel.planted(tmp_path / "out")
+    assert kinds["page"]["planted"] >= kinds["page"]["reached"] == kinds["page"]["found"] > 3
+    for page in planting.CHINESE_PAGES:
+        left = quality.c4(page, quality.CHINESE).text
+        rules = (quality.gopher_quality, quality.gopher_repetition)
+        assert left is None or any(rule(left, quality.CHINESE) for rule in rules)
+
+
+def test_what_the_language_filter_drops_is_no_merit_of_the_rules(tmp_path):
+    (tmp_path / "planted").mkdir()
+    written = {
+        "planted": {"id": "a+page", "kind": "page", "of": "a"},
+        "dropped": {"id": "a+page", "filter": "language", "reason": "la"},
+    }
+    for folder, row in written.items():
+        with blocks.json_lines(tmp_path / folder / "00000.jsonl.zst") as write:
+            write(row)
+    assert funnel.planted(tmp_path)["page"] == {"planted": 1, "reached": 0, "found": 0}
 
 
 def test_repair_leaves_what_is_right():
@@ -439,7 +475,7 @@ def test_blocks_travel_to_other_machines(reviews, tmp_path):
         (dict(tasks=0), "--tasks 0 must be 1 or more"),
         (dict(languages=("english",)), "codes of ISO 639"),
         (dict(languages=("xx",), max_documents=3), "nothing of it is left"),
-        (dict(bands=1000, rows=100), "--rows 100 must be 4,096 or less times --bands"),
+        (dict(bands=1000, rows=100), "--rows 100 must be at most 4096 divided by --bands"),
         (dict(executor="ray"), "pip install ray"),
         (dict(executor="slurm"), "no sbatch here"),
     ],

@@ -147,7 +147,7 @@ def done(tmp_path_factory, glue):
     rows.append("10,step4_finetune_glue,Server,,RTE,GLUE test,accuracy,1,%,1,a,b")
     table.write_text("\n".join(rows) + "\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "REPORTED", table)
+        patch.setattr(glue_table, "REPORTED", table)
         assert call("--runs", root / "runs", "--out", root / "out", "--compare", "distilbert") == 0
     return root
 
@@ -293,6 +293,11 @@ def test_the_average_needs_the_same_tasks_and_metrics_in_every_row():
     table = glue_table.Table(every, ["CoLA", "MRPC", "WNLI"])
     assert [table.average(one) for one in every] == [47.5, None, None, 54, 42.5]
     assert "avg: CoLA, MRPC" in table.text()
+    more = system(
+        "reported", CoLA={"matthews": (20, 1)}, MRPC=both | {"mismatched_accuracy": (0, 1)}
+    )
+    more = glue_table.Table([a, more], ["CoLA", "MRPC"])  # what others have is not asked of ours
+    assert [more.average(one) for one in more.systems] == [47.5, 47.5]
 
 
 def test_a_part_of_a_task_is_marked_and_spoils_no_other_row():

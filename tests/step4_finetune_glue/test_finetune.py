@@ -1,5 +1,6 @@
 """finetune.py as a user runs it, on a few rows: good input, and bad."""
 
+import dataclasses
 import gc
 import json
 import shutil
@@ -199,11 +200,18 @@ def test_random_weights_are_another_start(flags, tmp_path):
     assert "random weights" in small.result(tmp_path / "random")["system"]
 
 
-def test_minilm_reads_the_mean_unless_told_otherwise():
+def test_minilm_reads_the_mean_unless_told_otherwise(tmp_path):
     minilm = classifier.find("minilm")
     assert classifier.pooling_of(minilm, "auto", "scratch") == "mean"
     assert classifier.pooling_of(minilm, "auto", "hf") == "mean"
     assert classifier.pooling_of(minilm, "cls", "scratch") == "cls"
+    # Other sentence-transformers read [CLS], and say so
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "config.json").write_text((minilm / "config.json").read_text())
+    for mode, wanted in (("cls_token", "cls"), ("mean_tokens", "mean")):
+        told = json.dumps({f"pooling_mode_{mode}": True})
+        (tmp_path / "1_Pooling" / "config.json").write_text(told)
+        assert classifier.pooling_of(tmp_path, "auto", "scratch") == wanted
     # Why: no optimizer ever touched its pooler
     pooler = classifier.load(minilm, 2).bert.pooler
     assert (pooler.bias == 0).all() and f"{pooler.weight.std():.3f}" == "0.009"
@@ -316,8 +324,38 @@ def test_another_architecture_wants_transformers(flags, bert, tmp_path, fails):
     transformers.DistilBertModel(config).save_pretrained(folder)
     given = [*flags, *TRAIN, "--task", "RTE", "--model", folder]
     assert "of type distilbert, ours is BERT: --impl hf" in fails(*given)
-    more = ["--impl", "hf", "--layer-decay", 0.9, "--reinit-layers", 1, "--out", tmp_path / "hf"]
+    given += ["--impl", "hf"]
+    more = ["--layer-decay", 0.9, "--reinit-layers", 1, "--out", tmp_path / "hf"]
     assert small.run("finetune", *given, *more) == 0
+    more = ["--pooling", "mean", "--keep-models", "--out", tmp_path / "mean"]
+    assert small.run("finetune", *given, *more) == 0
+    saved = tmp_path / "mean" / "seed-0" / "model"
+    assert classifier.pooling_of(saved, "auto", "hf") == "mean"
+    start, ended = (classifier.load(f, 2, impl="hf", pooling="mean") for f in (folder, saved))
+    assert not start.kept_head and ended.kept_head
+    learned = {n for n, p in start.named_parameters() if p.requires_grad}
+    assert "hf.pre_classifier.weight" not in learned and "hf.classifier.weight" in learned
+
+
+def test_a_roberta_that_is_incomplete_is_refused(flags, bert, tmp_path, fails):
+    config = transformers.RobertaConfig(
+        vocab_size=classifier.read_config(bert)["vocab_size"], hidden_size=16, num_hidden_layers=2,
+        num_attention_heads=2, intermediate_size=24, max_position_embeddings=140,
+    )  # fmt: skip
+    folder = tmp_path / "roberta"
+    shutil.copytree(bert, folder)
+    transformers.RobertaModel(config, add_pooling_layer=False).save_pretrained(folder)
+    given = [*flags, *TRAIN, "--task", "RTE", "--model", folder, "--impl", "hf"]
+    assert "--pooling mean is for bert and distilbert" in fails(*given, "--pooling", "mean")
+    model = classifier.load(folder, 2, impl="hf")
+    assert classifier.told(model) == "the head reads what its architecture does; fresh: classifier"
+    weights = folder / "model.safetensors"
+    whole = {name: value.clone() for name, value in load_file(weights).items()}
+    save_file({k: v for k, v in whole.items() if ".layer.1." not in k}, weights)
+    assert "lacks roberta.encoder.layer.1." in fails(*given)
+    weights.unlink()
+    torch.save(whole, folder / "pytorch_model.bin")  # which could hold any program
+    assert "transformers cannot open" in fails(*given)
 
 
 @pytest.mark.parametrize("impl", ["scratch", "hf"])
@@ -346,6 +384,7 @@ def test_weights_that_are_damaged(impl, flags, bert, tmp_path, fails):
         ({"hidden_size": "16"}, "hidden_size must be a whole number, not '16'"),
         ({"vocab_size": [1]}, "vocab_size must be a whole number"),
         ({"model_type": "bort"}, "transformers cannot open"),
+        ({"num_attention_heads": "2"}, "transformers cannot open"),
     ],
 )
 def test_configurations_that_are_damaged(change, told, flags, bert, tmp_path, fails):
@@ -422,7 +461,15 @@ def test_two_recipes_have_two_names_and_one_recipe_has_one_for_every_task(flags,
     assert "pretrained weights, cls pooling, " in named["decay"]
 
 
-def test_a_part_of_the_training_set_is_low_resource_and_said_to_be(flags, tmp_path, capfd):
+def test_a_part_of_the_training_set_is_low_resource_and_said_to_be(
+    flags, tmp_path, capfd, monkeypatch
+):
+    given = [*flags, "--task", "RTE", "--max-steps", 1, "--seeds", 1, "--out", tmp_path / "cut"]
+    assert small.run("finetune", *given) == 0  # a file of 40 rows, of the official 2,490
+    assert small.result(tmp_path / "cut")["low_resource"]
+    assert "RTE train: 40 rows, of the 2,490 official ones" in capfd.readouterr().out
+    rte = dataclasses.replace(tasks.TASKS["RTE"], train_rows=40)
+    monkeypatch.setitem(tasks.TASKS, "RTE", rte)
     for limit, low in ((20, True), (40, False), (99, False)):
         given = ["--task", "RTE", "--train-limit", limit, "--max-steps", 1, "--seeds", 1]
         out = tmp_path / str(limit)

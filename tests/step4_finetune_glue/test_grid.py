@@ -78,5 +78,6 @@ def test_grids_that_cannot_be(given, told, tmp_path, capfd):
 
 
 def test_settings_are_flags_with_or_without_a_value():
-    assert trainings.are_settings(("new-head", "layer-decay=0.9", "data=/some where/x=y"))
-    assert not any(trainings.are_settings((text,)) for text in ("", "--impl", "impl=", "a b"))
+    assert trainings.are_settings(("new-head", "layer-decay=0.9", "tracker=a b=c"))
+    bad = ("", "--impl", "impl=", "a b", "out=x", "seed=3", "train_limit=5")
+    assert not any(trainings.are_settings((text,), ["train-limit"]) for text in bad)

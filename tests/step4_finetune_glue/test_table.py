@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from step4_finetune_glue import table
 from tests import scripts
 
@@ -77,12 +75,18 @@ def test_systems_are_told_apart_and_baselines_stand_below(tmp_path):
 
 def test_what_is_no_result_is_told_in_a_line(tmp_path, capsys):
     one = write(tmp_path / "one", "RTE", {"accuracy": 60.0})
+    poor = json.loads(
+        (write(tmp_path / "poor", "RTE", {"accuracy": 60.0}) / "result.json").read_text()
+    )
+    del poor["seconds"]
+    (tmp_path / "poor" / "result.json").write_text(json.dumps(poor))
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "result.json").write_text('{"script": "finetune"')
     other = NOTES / "results" / "step4_finetune_glue-benchmark-rt.json"
     for given, told in (
         ([one, one], "minilm, pretrained weights, mean pooling on RTE twice"),
         ([tmp_path / "nowhere"], "nowhere: no such result"),
+        ([tmp_path / "poor"], "no result of finetune.py or evaluate.py"),
         ([tmp_path / "cut"], "no result of finetune.py or evaluate.py"),
         ([other], "no result of finetune.py or evaluate.py"),
     ):
@@ -91,7 +95,12 @@ def test_what_is_no_result_is_told_in_a_line(tmp_path, capsys):
         assert error.startswith("error: ") and error.count("\n") == 1 and told in error
 
 
-@pytest.mark.parametrize("preset", ["smoke", "cpu", "gpu"])
-def test_every_preset_is_the_same(preset, tmp_path):
-    one = write(tmp_path / "one", "RTE", {"accuracy": 60.0})
-    assert call("--preset", preset, "--results", one, "--out", tmp_path / preset) == 0
+def test_two_checkpoints_of_one_name_are_two_rows(tmp_path):
+    each = [write(tmp_path / name, "RTE", {"accuracy": score}, f"{name}/bert, pretrained weights")
+            for name, score in (("a", 60.0), ("b", 50.0))]  # fmt: skip
+    assert call("--results", *each, "--compare", "reference", "--out", tmp_path / "out") == 0
+    found = result(tmp_path / "out")
+    names = [row[0] for row in found["table"]["rows"][1:3]]
+    assert names == ["a/bert, pretrained weights", "b/bert, pretrained weights"]
+    averages = [entry["value"] for entry in found["metrics"].values()]
+    assert averages == [60, 50]  # and no row of baselines, which these results have none of
