@@ -222,8 +222,8 @@ def test_growth_and_spread():
     losses = extrapolation.training_loss(events)
     assert losses["value"] == 3.5 and losses["sd"] == pytest.approx(np.sqrt(2))
 
-    paper = {("x", 8): {8: 20.0, 32: 10.0}, ("x", 512): {512: 20.0, 1024: 90.0}}
+    paper = {("x", 8): {8: 20.0, 16: 10.0, 32: 5.0}, ("x", 512): {512: 20.0, 1024: 90.0}}
     head, line, theirs = extrapolation.table({"x": scores}, {"x": losses}, {"x": 1.0}, 8, paper)
     assert head[:3] == ["perplexity", "at 8", "at 16"]
     assert line == ["x", "15.00 ± 7.07", "30.00 ± 0.00", "2.00", "3.500 ± 1.414", "1"]
-    assert theirs == ["x, in the paper", "20.00", "–", "0.50", "–", "–"]
+    assert theirs == ["x, in the paper", "20.00", "10.00", "0.50", "–", "–"]

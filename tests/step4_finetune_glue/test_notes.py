@@ -54,16 +54,28 @@ def test_the_numbers_of_rows_are_those_of_the_files():
         assert f"{n:,}" == re.search(told, text)[1]
 
 
-@pytest.mark.parametrize("size", ["tiny", "mini"])
-def test_how_far_our_own_fall_short(size):
+ROWS_OF = {  # of each of ours, ids of the reported system of its shape
+    "minilm": "minilm-l6xh384-{task}-dev-{metric}",
+    "mini": "bert-mini-reference-{task}-dev-{metric}",
+    "tiny": "bert-tiny-reference-{task}-dev-{metric}",
+}
+
+
+@pytest.mark.parametrize("size", ROWS_OF)
+def test_how_far_ours_fall_short(size):
     notes, cells = NOTES.parents[1] / "notes", []
     reported = load_reported(notes / "reported_numbers.csv")
     for name in ("CoLA", "SST-2", "MRPC", "STS-B", "RTE", "WNLI"):
-        kept = notes / "results" / f"step4_finetune_glue-{size}-{name.lower()}.json"
+        task = name.lower()
+        kept = notes / "results" / f"step4_finetune_glue-{size}-{task}.json"
         scores = json.loads(kept.read_text())["metrics"] if kept.exists() else {}
         differences = []
-        for metric in tasks.TASKS[name].metrics if scores else ():
-            row = reported[f"bert-{size}-reference-{name.lower()}-dev-{metric}"]
-            differences.append(f"{scores[metric]['value'] - float(row['value']):+.1f}")
-        cells.append(" / ".join(differences) or "–")
+        for i, metric in enumerate(tasks.TASKS[name].metrics if scores else ()):
+            metrics = (metric, "score-as-printed") if i == 0 else (metric,)
+            ids = (ROWS_OF[size].format(task=task, metric=m) for m in metrics)
+            row = next((reported[i] for i in ids if i in reported), None)
+            apart = f"{scores[metric]['value'] - float(row['value']):+.1f}" if row else "–"
+            differences.append(apart)
+        known = set(differences) - {"–"}
+        cells.append(" / ".join(differences) if known else "–")
     assert f"| {size} | {' | '.join(cells)} |\n" in NOTES.read_text()
