@@ -25,10 +25,10 @@ from step3_peripherals import extrapolation, stream
 from step3_peripherals.positions import SCHEMES
 
 SCRIPT = Path(__file__).resolve().parent / "train_lm.py"
-TAKEN = {"out", "resume", "seed", "positions", "score-lengths", "optimizer", "preset"} | {
-    *("data", "max-documents", "heldout-every", "vocab-size", "max-seq-len", "max-steps"),
-    *("batch-size", "micro-batch-size", "learning-rate", "precision", "cache", "eval-every"),
-}
+SAME = ("data", "max_documents", "heldout_every", "vocab_size", "max_seq_len", "max_steps",
+        "batch_size", "learning_rate", "precision", "cache")  # fmt: skip
+TAKEN = {*SAME, "out", "resume", "seed", "positions", "score_lengths", "optimizer", "preset",
+         "micro_batch_size", "eval_every", "slice_minutes"}  # fmt: skip
 TARGET = 1.1  # ALiBi's perplexity at the longest rows, at most, as a multiple of that as trained
 
 
@@ -79,7 +79,7 @@ class Config(cli.RunConfig):
             raise UserError(f"--score-lengths must have that of training, {self.max_seq_len}")
         pairs = "pairs name=value, as in d-model=256"
         cli.check(self, "settings", pairs, lambda v: all(text.partition("=")[2] for text in v))
-        names = {text.partition("=")[0].replace("_", "-") for text in self.settings}
+        names = {text.partition("=")[0].replace("-", "_") for text in self.settings}
         if taken := names & TAKEN:
             raise UserError(f"--settings {min(taken)}=...: this script sets it, see --help")
 
@@ -180,9 +180,7 @@ def main(config: Config) -> None:
 
 def trainings(config: Config, todo: list, budget: subruns.Slice) -> Iterator[list[str]]:
     """The commands of all trainings that are not finished."""
-    names = ("data", "max_documents", "heldout_every", "vocab_size", "max_seq_len", "max_steps")
-    names += ("batch_size", "learning_rate", "precision", "cache")
-    same = {n: value for n in names if (value := getattr(config, n)) is not None}
+    same = {n: value for n in SAME if (value := getattr(config, n)) is not None}
     same |= dict(optimizer="muon", micro_batch_size=config.batch_size, preset="cpu")
     same |= dict(eval_every=-(-config.max_steps // 3))
     for name, folder, seed in todo:
