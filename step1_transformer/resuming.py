@@ -11,13 +11,18 @@ from common.cli import UserError
 ALWAYS_FREE = {"out", "resume", "tracker"}  # where a run lies and how it is watched
 
 
+def json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; ValueError if there is anything else."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError("an object was expected")
+    return found
+
+
 def read(path: Path) -> dict[str, Any]:
     """A JSON object that a run wrote; UserError if it is damaged."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("an object was expected")
-        return found
+        return json_object(path)
     except ValueError as error:
         told = "delete it and go on with --resume, or choose another --out"
         raise UserError(f"{path} is damaged ({error}): {told}") from None

@@ -21,7 +21,7 @@ from typing import Literal
 from common import cli, report, runs, subruns
 from common.cli import UserError
 from step1_transformer import resuming
-from step3_peripherals import extrapolation, stream
+from step3_peripherals import extrapolation, settings, stream
 from step3_peripherals.positions import SCHEMES
 
 SCRIPT = Path(__file__).resolve().parent / "train_lm.py"
@@ -77,11 +77,7 @@ class Config(cli.RunConfig):
                 raise UserError(f"no scheme {name!r}; there are: {', '.join(SCHEMES)}")
         if self.max_seq_len not in self.score_lengths:
             raise UserError(f"--score-lengths must have that of training, {self.max_seq_len}")
-        pairs = "pairs name=value, as in d-model=256"
-        cli.check(self, "settings", pairs, lambda v: all(text.partition("=")[2] for text in v))
-        names = {text.partition("=")[0].replace("-", "_") for text in self.settings}
-        if taken := names & TAKEN:
-            raise UserError(f"--settings {min(taken)}=...: this script sets it, see --help")
+        settings.check(self, "d-model=256", TAKEN)
 
 
 PRESETS = {

@@ -22,7 +22,7 @@ import torch
 from common import cli, data, runs, subruns
 from common.cli import UserError
 from step1_transformer import resuming
-from step3_peripherals import degeneration, stream, trained
+from step3_peripherals import degeneration, settings, stream, trained
 from step3_peripherals.language_model import LanguageModel
 from step3_peripherals.strategies import STRATEGIES, strategy
 
@@ -59,11 +59,7 @@ class Config(cli.RunConfig):
         for name in self.strategies:
             if name not in STRATEGIES:
                 raise UserError(f"no strategy {name!r}; there are: {', '.join(STRATEGIES)}")
-        pairs = "pairs name=value, as in max-minutes=4"
-        cli.check(self, "settings", pairs, lambda v: all(text.partition("=")[2] for text in v))
-        names = {text.partition("=")[0].replace("_", "-") for text in self.settings}
-        if taken := names & TAKEN:
-            raise UserError(f"--settings {min(taken)}=...: this script sets it, see --help")
+        settings.check(self, "max-minutes=4", TAKEN)
 
 
 PRESETS = {

@@ -1,6 +1,5 @@
 """From a checkpoint to a model to fine-tune: our BERT, or any encoder of `transformers`."""
 
-import json
 import logging
 import re
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 from common import data
 from common.cli import UserError
 from step1_transformer.checkpoint import read
+from step1_transformer.resuming import json_object
 from step2_bert import checkpoint
 from step2_bert.model import BertForSequenceClassification
 from step2_bert.tokenizer import load_tokenizer
@@ -61,10 +61,7 @@ def read_config(folder: Path) -> dict:
 
 def _object(path: Path) -> dict:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("an object was expected")
-        return found
+        return json_object(path)
     except ValueError as error:
         raise UserError(f"{path} is no configuration ({error})") from None
 

@@ -71,9 +71,7 @@ def main(config: Config) -> None:
 
     wanted = (*config.compare, *(run.checkpoint for run in found)) if config.compare else ("",)
     table, metrics = glue_table.of(scored, wanted)
-    print("\n" + table.text() + "\n")
-    runs.write_text(whole.path / "table.md", table.markdown() + "\n")
-    table.draw(whole.path / "curves.png")
+    laid_out = table.write(whole.path)
     whole.result(
         step="step4_finetune_glue",
         script="evaluate",
@@ -82,9 +80,7 @@ def main(config: Config) -> None:
         dataset="GLUE",
         split="dev",
         metrics=metrics,
-        averaged=table.averaged(),
-        low_resource=sorted(table.low_resource),
-        table=table.as_json(),
+        **laid_out,
         compare_to=[],
         model={"name": ", ".join(sorted({r.values["model"]["name"] for r in found}))},
         tokens=None,

@@ -11,7 +11,7 @@ import numpy as np
 from common.cli import UserError
 from common.page import count
 from common.report import UNNAMED, grid, load_reported, slug
-from common.runs import metric
+from common.runs import metric, write_text
 from step4_finetune_glue import baselines
 from step4_finetune_glue.scoring import Finetuned
 from step4_finetune_glue.tasks import GLUE, TASKS
@@ -87,11 +87,11 @@ class Table:
     def grid(self) -> list[list[str]]:
         """All cells: a line of tasks, one of metrics, then the systems."""
         head = ["", *(task + LOW * (task in self.low_resource) for task in self.tasks), "avg"]
-        columns = {task: self._metrics(task) for task in self.tasks}
+        columns, low = {task: self._metrics(task) for task in self.tasks}, self.low_resource
         metrics = ["/".join(SHORT[name] for name in names) for names in columns.values()]
         lines = [head, ["%", *metrics, count(len(self.averaged()), "task")]]
         for system in self.systems:
-            marked = system.low - self.low_resource
+            marked = system.low - low
             cells = [
                 cell(system.scores.get(task, {}), names, LOW * (task in marked))
                 for task, names in columns.items()
@@ -141,6 +141,15 @@ class Table:
 
     def markdown(self) -> str:
         return grid(**self.as_json(), align="---:")
+
+    def write(self, folder: Path) -> dict:
+        """Print it, write it to table.md and curves.png; return the fields of a result that has
+        it."""
+        print("\n" + self.text() + "\n")
+        write_text(folder / "table.md", self.markdown() + "\n")
+        self.draw(folder / "curves.png")
+        low = sorted(self.low_resource)
+        return {"averaged": self.averaged(), "low_resource": low, "table": self.as_json()}
 
     def draw(self, path: Path) -> None:
         """As a picture, each column shaded from its lowest score to its highest."""

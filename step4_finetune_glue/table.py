@@ -37,9 +37,7 @@ def main(config: Config) -> None:
     runs.write_json(run.path / "config.json", cli.as_dict(config))  # --resume lays it out anew
     found = [read(path) for path in map(Path, config.results)] or kept()
     table, metrics = glue_table.of([(one, one.values["metrics"]) for one in found], config.compare)
-    print("\n" + table.text() + "\n")
-    runs.write_text(run.path / "table.md", table.markdown() + "\n")
-    table.draw(run.path / "curves.png")
+    laid_out = table.write(run.path)
     run.result(
         [one.values for one in found],
         step="step4_finetune_glue",
@@ -49,9 +47,7 @@ def main(config: Config) -> None:
         dataset="GLUE",
         split="dev",
         metrics=metrics,
-        averaged=table.averaged(),
-        low_resource=sorted(table.low_resource),
-        table=table.as_json(),
+        **laid_out,
         compare_to=[],
         model={"name": ", ".join(dict.fromkeys(one.values["model"]["name"] for one in found))},
         tokens=None,
