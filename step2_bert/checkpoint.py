@@ -225,10 +225,15 @@ class HuggingFaceFormat:
 
 
 class HuggingFaceClassifierFormat(HuggingFaceFormat):
-    """The same for an encoder under a `classifier` of `n_classes`."""
+    """The same for an encoder under a `classifier` of `n_classes`.
+
+    `label_names`, where they are set, are the classes' names in a saved config.
+    """
+
+    label_names: tuple[str, ...] = ()
 
     def hf_config(self) -> dict:
-        labels = [f"LABEL_{i}" for i in range(self.n_classes)]
+        labels = self.label_names or [f"LABEL_{i}" for i in range(self.n_classes)]
         label2id = {label: i for i, label in enumerate(labels)}
         return {**super().hf_config(), "id2label": dict(enumerate(labels)), "label2id": label2id}
 

@@ -182,6 +182,8 @@ def load(
         model = _load_ours(folder, n_outputs, pooling, dropout, random, new_head)
     reinitialise(model, reinit_layers, raw.get("initializer_range", 0.02))
     model.kept_head = not new_head
+    if len(labels) == n_outputs:
+        model.label_names = labels  # in the config of what is saved
     return model.train()
 
 

@@ -545,6 +545,20 @@ def test_a_head_with_its_classes_in_another_order_is_not_kept(bert, tmp_path):
     assert kept.kept_head and "it is the checkpoint's own" in classifier.told(kept)
 
 
+@pytest.mark.parametrize("impl", ["scratch", "hf"])
+def test_a_saved_head_names_its_classes(bert, tmp_path, impl):
+    """So that whoever opens it elsewhere is told "neutral", not "LABEL_1"."""
+    model = classifier.load(bert, 3, impl=impl, labels=tasks.NLI)
+    model.save(tmp_path / "mnli", bert)
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path / "mnli")
+    assert theirs.id2label == dict(enumerate(tasks.NLI))
+    assert theirs.label2id["contradiction"] == tasks.NLI.index("contradiction")
+    assert classifier.load(tmp_path / "mnli", 3, impl=impl, labels=tasks.NLI).kept_head
+    score = classifier.load(bert, 1, impl=impl, labels=tasks.task("STS-B").labels)
+    score.save(tmp_path / "sts-b", bert)
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "sts-b").num_labels == 1
+
+
 def test_dropout_is_what_was_asked_for_in_every_architecture(bert, tmp_path):
     """Off, two passes in training mode agree; on, they do not, and in eval mode they do."""
     shape = dict(vocab_size=50, num_labels=2)
