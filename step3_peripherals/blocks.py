@@ -5,8 +5,9 @@ documents flow through the blocks of a stage one by one, so that a task never ho
 A file is written beside and then renamed: what is there is whole, and a task that was killed is
 done again from the start, with the same result.
 
-A document's key (unit << 40 | number) orders it among all; its metadata are what a shard says of it
-besides the text. What a filter throws out goes to dropped/, with the reason and the first lines.
+A document's key (task of reading << 40 | number) orders it among all; its metadata are what a shard
+says of it besides the text. What a filter throws out goes to dropped/, with the reason and the
+first lines.
 """
 
 import json
@@ -31,6 +32,7 @@ from step3_peripherals import planting, quality
 from step3_peripherals.dedup import Groups, MinHash, exact_hash, links
 
 SHOWN = 300  # characters of a document that was thrown out
+READERS = 256  # tasks that read at most, however many files there are
 LANGUAGE_CHARACTERS = 1000  # are enough to tell the language
 # py3langid tells the Chinese languages apart, which one script and one set of rules serve.
 FAMILIES = dict.fromkeys(("zh", "wuu", "yue", "gan", "hak", "lzh", "cdo", "nan"), "zh")
@@ -137,7 +139,7 @@ class Records:
 
 
 def units_of(source: data.Source) -> list[data.Source]:
-    """What one task reads: a file, or an embedded package or hub dataset as a whole.
+    """What is read in one piece: a file, or an embedded package or hub dataset as a whole.
 
     No two have the same name, which begins the ids of their documents: of files in several folders
     that are called alike, the second is "name~2".
@@ -154,7 +156,7 @@ def units_of(source: data.Source) -> list[data.Source]:
 
 
 class ReadUnit(PipelineStep):
-    """The documents of the rank-th unit, a paragraph a line."""
+    """The documents of every unit that is this task's, a paragraph a line."""
 
     type, name = "📖", "source"
 
@@ -163,7 +165,11 @@ class ReadUnit(PipelineStep):
         self.units, self.most, self.skip_bad_lines = units, most, skip_bad_lines
 
     def run(self, _=None, rank: int = 0, world_size: int = 1):
-        unit, skipped = self.units[rank], formats.Skipped()
+        for unit in self.units[rank::world_size]:
+            yield from self.documents(unit)
+
+    def documents(self, unit: data.Source) -> Iterator[Document]:
+        skipped = formats.Skipped()
         if unit.kind in ("path", "mirror"):  # one empty file of many is no error
             found = formats.documents(unit.files[0], skipped if self.skip_bad_lines else None)
         else:
@@ -431,7 +437,7 @@ def stages(
     """The whole pipeline; each stage needs the one before it to be done."""
     work, dropped, duplicates = out / "work", out / "dropped", out / "work" / "duplicates.npy"
     return [
-        Stage("1-read", len(units), [
+        Stage("1-read", min(len(units), READERS), [
             ReadUnit(units, max_documents, skip_bad_lines),
             *([Plant(out / "planted", plant, seed)] if plant else []),
             Deal(work / "raw", tasks),

@@ -155,6 +155,22 @@ def test_files_that_are_called_alike_have_documents_of_their_own(tmp_path):
         assert [doc.text[-2] for doc in docs] == ["a", "b"]
 
 
+def test_a_folder_of_many_files_is_read_by_few_tasks(tmp_path, monkeypatch):
+    """Each task writes a file for each of the next: 10,000 files must not make 160,000."""
+    monkeypatch.setattr(blocks, "READERS", 4)
+    (tmp_path / "in").mkdir()
+    for i in range(10):
+        (tmp_path / "in" / f"{i}.txt").write_text(f"First text of file {i}.\n\nSecond text.")
+    read = stages(tmp_path / "in", tmp_path / "out", tasks=2)[0]
+    assert read.tasks == 4
+    counts = in_process([read])
+    assert counts["1-read/source"]["total"] == 20
+    rows = list(blocks.rows(tmp_path / "out" / "work" / "raw"))
+    assert {row["id"] for row in rows} == {f"{i}.txt/{n}" for i in range(10) for n in (0, 1)}
+    assert len({row["key"] for row in rows}) == 20
+    assert len(list((tmp_path / "out" / "work" / "raw").iterdir())) == 4 * 2
+
+
 def test_the_target_is_judged_by_all_that_was_planted(capsys):
     kinds = {kind: {"planted": 30, "reached": 20, "found": 20} for kind in planting.KINDS}
     kinds |= {"near90": {"planted": 30, "reached": 20, "found": 19}, "clean": {"found": 0}}
