@@ -18,12 +18,14 @@ import torch
 
 from common import cli, runs, subruns
 from common.cli import UserError
-from step1_transformer import corpus, decoding, resuming, scores, table3
+from step1_transformer import corpus, decoding, resuming, scores, settings, table3
 from step1_transformer import tokenizer as bpe
 from step1_transformer.corpus import Corpus, PrepareOptions
 from step1_transformer.model import Transformer
 
 SCRIPT = Path(__file__).resolve().parent / "train.py"
+TAKEN = {*table3.BASE, "out", "resume", "seed", "preset", "data", "size", "max_steps", "max_tokens",
+         "learning_rate", "precision", "slice_minutes"}  # fmt: skip
 
 
 @dataclass
@@ -66,8 +68,7 @@ class Config(cli.RunConfig):
         for name in self.variants:
             if name not in table3.VARIANTS:
                 raise UserError(f"no variant {name!r}; there are: {', '.join(table3.VARIANTS)}")
-        pairs = "pairs name=value, as in dropout=0.3"
-        cli.check(self, "settings", pairs, lambda v: all(text.partition("=")[2] for text in v))
+        settings.check(self, "dropout=0.3", TAKEN)
 
 
 PRESETS = {
@@ -152,16 +153,16 @@ def trainings(
         if (folder / "result.json").exists():
             continue
         flags = [f"--{text}" for text in config.settings]
-        settings = table3.BASE | table3.VARIANTS.get(name, {})
-        settings |= dict(size=config.size, max_steps=config.max_steps, seed=seed)
-        settings |= dict(max_tokens=config.max_tokens, learning_rate=config.learning_rate)
-        settings |= dict(precision=config.precision, data=prepared)
-        settings |= dict(preset="gpu" if config.preset == "gpu" else "cpu")
+        own = table3.BASE | table3.VARIANTS.get(name, {})
+        own |= dict(size=config.size, max_steps=config.max_steps, seed=seed)
+        own |= dict(max_tokens=config.max_tokens, learning_rate=config.learning_rate)
+        own |= dict(precision=config.precision, data=prepared)
+        own |= dict(preset="gpu" if config.preset == "gpu" else "cpu")
         if minutes := budget.left():
-            settings["slice_minutes"] = minutes
+            own["slice_minutes"] = minutes
         flags = ["--out", folder, "--resume", *flags]
         print(f"$ train.py --out {folder}", flush=True)
-        yield subruns.command_of(SCRIPT, *flags, **settings)
+        yield subruns.command_of(SCRIPT, *flags, **own)
 
 
 def score(folder: Path, prepared: Path, sentences: int | None) -> dict[str, float]:

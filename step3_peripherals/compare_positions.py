@@ -20,8 +20,8 @@ from typing import Literal
 
 from common import cli, report, runs, subruns
 from common.cli import UserError
-from step1_transformer import resuming
-from step3_peripherals import extrapolation, settings, stream
+from step1_transformer import resuming, settings
+from step3_peripherals import extrapolation, stream
 from step3_peripherals.positions import SCHEMES
 
 SCRIPT = Path(__file__).resolve().parent / "train_lm.py"

@@ -21,8 +21,8 @@ import torch
 
 from common import cli, data, runs, subruns
 from common.cli import UserError
-from step1_transformer import resuming
-from step3_peripherals import degeneration, settings, stream, trained
+from step1_transformer import resuming, settings
+from step3_peripherals import degeneration, stream, trained
 from step3_peripherals.language_model import LanguageModel
 from step3_peripherals.strategies import STRATEGIES, strategy
 

@@ -16,7 +16,7 @@ from typing import Literal
 from common import cli, runs, subruns
 from common.report import mean_and_sd
 from common.runs import metric
-from step1_transformer import resuming
+from step1_transformer import resuming, settings
 from step4_finetune_glue import spread, tasks, trainings
 
 
@@ -53,8 +53,8 @@ class Config(cli.RunConfig):
             cli.check(self, name, "above 0", lambda value: value > 0)
         for name in ("batch_sizes", "learning_rates"):
             cli.check(self, name, "numbers above 0", lambda v: v and min(v) > 0)
-        own = ("batch-size", "micro-batch-size", "learning-rate", "epochs", "train-limit")
-        cli.check(self, "settings", trainings.SETTINGS, lambda v: trainings.are_settings(v, own))
+        own = {"batch_size", "micro_batch_size", "learning_rate", "epochs", "train_limit"}
+        settings.check(self, "layer-decay=0.9 new-head", trainings.TAKEN | own)
 
 
 PRESETS = {

@@ -16,7 +16,7 @@ from typing import Literal
 
 from common import cli, report, runs, subruns
 from common.cli import UserError
-from step1_transformer import resuming
+from step1_transformer import resuming, settings
 from step4_finetune_glue import remedy_table, tasks, trainings
 from step4_finetune_glue.remedy_table import VARIANTS
 
@@ -49,7 +49,7 @@ class Config(cli.RunConfig):
         for name in self.variants:
             if name not in VARIANTS:
                 raise UserError(f"no variant {name!r}; there are: {', '.join(VARIANTS)}")
-        cli.check(self, "settings", trainings.SETTINGS, trainings.are_settings)
+        settings.check(self, "train-limit=1000 new-head", trainings.TAKEN)
 
 
 PRESETS = {

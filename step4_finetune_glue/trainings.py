@@ -1,6 +1,5 @@
 """The trainings that a script compares: runs of finetune.py, each in a folder of its own."""
 
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,9 @@ from step4_finetune_glue import classifier, tasks
 from step4_finetune_glue.tasks import Task
 
 SCRIPT = Path(__file__).resolve().parent / "finetune.py"
-SETTINGS = "flags without dashes that it has not itself, as in: layer-decay=0.9 new-head"
-TAKEN = {"out", "resume", "seed", "seeds", "preset", "task", "data", "model", "precision"}
+TAKEN = {"out", "resume", "seed", "seeds", "preset", "task", "data", "model", "precision",
+         "slice_minutes"}  # fmt: skip
 Todo = Iterable[tuple[Path, int, tuple[str, ...]]]  # folder, seed, flags of its own
-
-
-def are_settings(texts: Iterable[str], own: Iterable[str] = ()) -> bool:
-    """Whether all are `name=value`, or the `name` of a switch, and none is what the script sets
-    itself; `own` is more of that."""
-    names = {text.partition("=")[0].replace("_", "-") for text in texts}
-    flags = all(re.fullmatch(r"[a-z][\w-]*(=.+)?", text) for text in texts)
-    return flags and not names & {*TAKEN, *own}
 
 
 def check(task: Task, config: Any) -> None:

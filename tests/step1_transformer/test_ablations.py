@@ -122,7 +122,8 @@ def test_results_of_other_settings_are_not_mixed(trained, capfd):
     ("flags", "told"),
     [
         (["--variants", "heads_7"], "no variant 'heads_7'; there are: learned_positions"),
-        (["--settings", "dropout"], "must be pairs name=value"),
+        (["--settings", "dropout="], "must be flags without dashes, as in: dropout=0.3"),
+        (["--settings", "max-steps=3"], "--settings max_steps: this script sets it"),
         (["--seeds", 0], "--seeds 0 must be above 0"),
         (["--data", "gone.tsv"], "gone.tsv"),
     ],

@@ -94,8 +94,8 @@ def test_only_what_the_training_held_out_is_continued(made):
 def test_mistakes(made):
     for options, told in (
         (dict(strategies=("best",)), "no strategy 'best'"),
-        (dict(settings=("fast",)), "must be pairs name=value"),
-        (dict(settings=("out=x",)), "--settings out=...: this script sets it"),
+        (dict(settings=("fast ",)), "must be flags without dashes"),
+        (dict(settings=("out=x",)), "--settings out: this script sets it"),
         (dict(new_tokens=3), "4 or more"),
     ):
         with pytest.raises(UserError, match=told):

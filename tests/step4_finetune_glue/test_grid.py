@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from common import runs
-from step4_finetune_glue import spread, trainings
+from common import cli, runs
+from step4_finetune_glue import grid, spread
 from tests.step4_finetune_glue import small
 
 pytestmark = pytest.mark.usefixtures("one_thread_each")
@@ -78,6 +78,7 @@ def test_grids_that_cannot_be(given, told, tmp_path, capfd):
 
 
 def test_settings_are_flags_with_or_without_a_value():
-    assert trainings.are_settings(("new-head", "layer-decay=0.9", "tracker=a b=c"))
-    bad = ("", "--impl", "impl=", "a b", "out=x", "seed=3", "train_limit=5")
-    assert not any(trainings.are_settings((text,), ["train-limit"]) for text in bad)
+    grid.Config(settings=("new-head", "layer-decay=0.9", "tracker=a b=c"))
+    for bad in ("", "--impl", "impl=", "a b", "out=x", "seed=3", "train_limit=5", "resume"):
+        with pytest.raises(cli.UserError, match="--settings"):
+            grid.Config(settings=(bad,))
