@@ -1,6 +1,5 @@
 """What finetune.py left behind, read back and scored over whole splits: one task, several seeds."""
 
-import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import numpy as np
 
 from common.cli import UserError
 from common.runs import metric
+from step1_transformer.resuming import json_object
 from step4_finetune_glue import metrics, tasks
 from step4_finetune_glue.tasks import Rows, Task
 
@@ -20,7 +20,10 @@ RANDOM, PRETRAINED = "random weights", "pretrained weights"  # as finetune.py ca
 
 @dataclass(frozen=True)
 class Finetuned:
-    """A directory of finetune.py: its result, and a folder with predictions for each seed."""
+    """A result of finetune.py, as it wrote it or scored by evaluate.py.
+
+    Only the first lies in a folder with predictions for each seed.
+    """
 
     folder: Path
     values: dict[str, Any]
@@ -28,19 +31,27 @@ class Finetuned:
     seeds: tuple[Path, ...]
 
     @classmethod
-    def open(cls, folder: Path) -> "Finetuned":
-        """Raises UserError for a run that has not ended, or that finetune.py did not make."""
+    def open(cls, path: Path) -> "Finetuned":
+        """The result at `path`, or in the folder `path`.
+
+        Raises UserError for a run that has not ended, and for a result of another script.
+        """
+        file = path / "result.json" if path.is_dir() else path
         try:
-            values = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+            values = json_object(file)
             task, seeds = tasks.task(values["dataset"]), values["seeds"]
-            if not (seeds and isinstance(values["system"], str) and values["model"]["name"]):
+            named = isinstance(values["system"], str) and values["model"]["name"]
+            scores = [(score["value"], score["sd"]) for score in values["metrics"].values()]
+            whole = named and scores and seeds and values["seconds"] >= 0
+            if not whole or values["script"] != "finetune":
                 raise ValueError("a field is empty")
         except FileNotFoundError:
-            told = "give directories that finetune.py wrote, and end broken-off runs with --resume"
-            raise UserError(f"{folder}: no result.json; {told}") from None
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{folder}/result.json: not written by finetune.py") from None
-        return cls(folder, values, task, tuple(folder / f"seed-{seed}" for seed in seeds))
+            told = "give what finetune.py wrote, and end broken-off runs with --resume"
+            raise UserError(f"{path}: no result there; {told}") from None
+        except (ValueError, KeyError, TypeError, AttributeError, UserError):
+            raise UserError(f"{file}: not written by finetune.py or evaluate.py") from None
+        seeds = tuple(file.parent / f"seed-{seed}" for seed in seeds)
+        return cls(file.parent, values, task, seeds)
 
     @property
     def system(self) -> str:

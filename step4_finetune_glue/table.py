@@ -7,14 +7,11 @@ A result is what finetune.py or evaluate.py wrote of one system on one task: a f
 that holds result.json. evaluate.py's has the baselines too, which stand below the systems.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from common import cli, runs
-from common.cli import UserError
-from step4_finetune_glue import glue_table, tasks
+from step4_finetune_glue import glue_table
 from step4_finetune_glue.scoring import Finetuned
 
 NOTES = Path(__file__).resolve().parent.parent / "notes"
@@ -35,7 +32,7 @@ PRESETS = {"cpu": {}, "smoke": {}, "gpu": {}}
 def main(config: Config) -> None:
     run = runs.Run.open(config, "step4_finetune_glue/table")
     runs.write_json(run.path / "config.json", cli.as_dict(config))  # --resume lays it out anew
-    found = [read(path) for path in map(Path, config.results)] or kept()
+    found = [Finetuned.open(path) for path in map(Path, config.results)] or kept()
     table, metrics = glue_table.of([(one, one.values["metrics"]) for one in found], config.compare)
     laid_out = table.write(run.path)
     run.result(
@@ -58,30 +55,13 @@ def main(config: Config) -> None:
     )
 
 
-def read(path: Path) -> Finetuned:
-    """One result; UserError if it is none of finetune.py's."""
-    path = path / "result.json" if path.is_dir() else path
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found = Finetuned(path.parent, values, tasks.task(values["dataset"]), ())
-        fields = (values["system"], values["model"]["name"], values["seeds"], values["metrics"])
-        numbers = [(entry["value"], entry["sd"]) for entry in values["metrics"].values()]
-        if values["script"] != "finetune" or not (all(fields) and numbers and values["seconds"]):
-            raise ValueError("of another script")
-        return found
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such result") from None
-    except (ValueError, KeyError, TypeError, UserError):
-        raise UserError(f"{path}: no result of finetune.py or evaluate.py") from None
-
-
 def kept() -> list[Finetuned]:
     """Those of notes/results, by system, then task."""
     found = []
     for system in KEPT:
         for task in glue_table.GLUE:
             path = NOTES / "results" / f"step4_finetune_glue-{system}-{task.lower()}.json"
-            found += [read(path)] if path.exists() else []
+            found += [Finetuned.open(path)] if path.exists() else []
     return found
 
 

@@ -95,7 +95,8 @@ def finetuned(folder, glue, name, system="minilm, pretrained weights", seeds=3, 
             np.savez_compressed(folder / f"seed-{seed}" / f"predictions-{split}.npz", **arrays)
     values = dict(
         step="step4_finetune_glue", script="finetune", system=system, dataset=f"glue/{name}",
-        split="dev", metrics={}, low_resource=low, seeds=list(range(seeds)), seconds=9.0,
+        split="dev", metrics={"score": {"value": 1.0, "sd": None}}, low_resource=low,
+        seeds=list(range(seeds)), seconds=9.0,
         model={"name": MODELS[system], "parameters": 22_000_000}, command="python finetune.py",
         hardware={"device": "cpu", "cpu": "x", "cores": 2}, config={"data": str(glue)},
     )  # fmt: skip
@@ -388,9 +389,7 @@ def test_where_nothing_can_be_learned_the_words_say_the_majority(texts, labels):
 def test_runs_that_cannot_be_scored(tmp_path, glue, fails):
     assert "absent: no such folder of runs" in fails("--runs", tmp_path / "absent")
     (tmp_path / "empty").mkdir()
-    assert "no result.json; give directories that finetune.py" in fails(
-        "--runs", tmp_path / "empty"
-    )
+    assert "no result there; give what finetune.py wrote" in fails("--runs", tmp_path / "empty")
     run = finetuned(tmp_path / "run", glue, "RTE")
     assert "--errors -3 must be 0 or more" in fails("--runs", run, "--errors", -3)
     assert "--fill-missing is for a submission" in fails("--runs", run, "--fill-missing")
@@ -406,9 +405,9 @@ def test_runs_that_cannot_be_scored(tmp_path, glue, fails):
     values = result(run)
     for lost in ({"seeds": []}, {"model": {}}, {"system": None}):
         (run / "result.json").write_text(json.dumps(values | lost))
-        assert "result.json: not written by finetune.py" in fails("--runs", run)
+        assert "result.json: not written by finetune.py or evaluate.py" in fails("--runs", run)
     (run / "result.json").write_text("{}")
-    assert "result.json: not written by finetune.py" in fails("--runs", run)
+    assert "result.json: not written by finetune.py or evaluate.py" in fails("--runs", run)
 
 
 def test_with_resume_all_is_scored_anew(tmp_path, glue, fails):

@@ -85,10 +85,10 @@ def test_what_is_no_result_is_told_in_a_line(tmp_path, capsys):
     other = NOTES / "results" / "step4_finetune_glue-benchmark-rt.json"
     for given, told in (
         ([one, one], "minilm, pretrained weights, mean pooling on RTE twice"),
-        ([tmp_path / "nowhere"], "nowhere: no such result"),
-        ([tmp_path / "poor"], "no result of finetune.py or evaluate.py"),
-        ([tmp_path / "cut"], "no result of finetune.py or evaluate.py"),
-        ([other], "no result of finetune.py or evaluate.py"),
+        ([tmp_path / "nowhere"], "nowhere: no result there"),
+        ([tmp_path / "poor"], "not written by finetune.py or evaluate.py"),
+        ([tmp_path / "cut"], "not written by finetune.py or evaluate.py"),
+        ([other], "not written by finetune.py or evaluate.py"),
     ):
         assert call("--results", *given, "--out", tmp_path / "out", "--resume") == 2
         error = capsys.readouterr().err
