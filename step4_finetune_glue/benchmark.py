@@ -4,8 +4,9 @@
     python step4_finetune_glue/benchmark.py --task MRPC --train-limit 1200 --epochs 4 --seeds 3
 
 `trainer` pads every row to 128 and computes in fp32, as run_glue does; `trainer-tuned` is told to
-use bf16 and to put rows of a length together; `ours` is finetune.py with our BERT. Each training is
-a process of its own; systems take turns. Speed is worth nothing at a lower score: both are shown.
+put rows of a length together, and to use bf16 where the machine is faster with it, as ours does;
+`ours` is finetune.py with our BERT. Each training is a process of its own; systems take turns.
+Speed is worth nothing at a lower score: both are shown.
 """
 
 import dataclasses
@@ -63,11 +64,13 @@ def main(config: race.Config) -> None:
     rows = {name: _summary(turns, found[BASELINE], first) for name, turns in found.items()}
     print(f"\n{task.name}, {config.model}, {found['ours'][0]['rows']:,} rows, "
           f"{config.epochs} epochs, batch {config.batch_size}")  # fmt: skip
-    print(f"{'system':14} {'s/epoch':>8} {'speed':>7} {'memory':>9}  dev {first}, %")
+    precision = {name: turns[0]["precision"] for name, turns in found.items()}
+    print(f"{'system':14} {'':4} {'s/epoch':>8} {'speed':>7} {'memory':>9}  dev {first}, %")
     for name, row in rows.items():
         score = mean_and_sd(row["score"], ".2f")
-        print(f"{name:14} {row['seconds']['value']:8.1f} {row['speed']['value']:6.2f}x "
-              f"{row['memory']['value']:6,.0f} MB  {score}")  # fmt: skip
+        seconds, speed, memory = (row[kind]["value"] for kind in ("seconds", "speed", "memory"))
+        measured = f"{seconds:8.1f} {speed:6.2f}x {memory:6,.0f} MB"
+        print(f"{name:14} {precision[name]:4} {measured}  {score}")
     print(f"speed: seconds an epoch of {BASELINE} over those of the system, in the same turn")
     if config.preset == "cpu":
         speed, *scores = (rows[name][kind]["value"] for name, kind in COMPARED)
@@ -94,6 +97,7 @@ def main(config: race.Config) -> None:
         model={"name": config.model, "layers": classifier.read_config(checkpoint).get(
             "num_hidden_layers"), "parameters": None},
         train_rows=found["ours"][0]["rows"],
+        precision=precision,
         tokens=None,
         seconds=round(total, 1),
         tokens_per_second=None,

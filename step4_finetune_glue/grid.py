@@ -36,7 +36,7 @@ class Config(cli.RunConfig):
     """Passes over the training rows, in every cell."""
     fresh_seeds: int = 5
     """Trainings of the best cell with seeds that had no part in choosing it."""
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of matrix products, the same in every cell."""
     train_limit: int | None = None
     """Train on this many rows only."""
@@ -61,7 +61,7 @@ PRESETS = {
     "smoke": dict(batch_sizes=(8, 16), learning_rates=(1e-4, 3e-4), epochs=1, fresh_seeds=2,
                   train_limit=32),
     "cpu": dict(model="notes/zoo/bert-tiny", parallel=2),
-    "gpu": {},
+    "gpu": dict(precision="bf16"),
 }  # fmt: skip
 
 TARGET = 0.0  # points that the maximum flatters, at least

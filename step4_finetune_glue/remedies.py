@@ -33,7 +33,7 @@ class Config(cli.RunConfig):
     """What to train beside the base."""
     seeds: int = 5
     """Trainings of each variant."""
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of matrix products, the same for all."""
     settings: tuple[str, ...] = ()
     """More flags of finetune.py for every training, as in: train-limit=1000 impl=hf."""
@@ -56,7 +56,7 @@ PRESETS = {
     "smoke": dict(variants=("no_warmup",), seeds=2, settings=("train-limit=32", "max-steps=2")),
     "cpu": dict(task="MRPC", model="notes/zoo/bert-tiny", seeds=2, parallel=2,
                 variants=tuple(name for name in VARIANTS if name != "cls")),
-    "gpu": {},
+    "gpu": dict(precision="bf16"),
 }  # fmt: skip
 TARGET = 2.0  # points that taking both away costs, at least
 FREE = {"preset", "slice_minutes", "parallel"}

@@ -41,6 +41,8 @@ def test_systems_take_turns_and_are_scored_alike(tmp_path, capfd, monkeypatch):
     speed = sum(theirs / ours for theirs, ours in zip(*times, strict=True)) / 2
     assert metrics["ours/speed"]["value"] == pytest.approx(speed)
     assert next(iter(metrics)) == "ours/speed"
+    precision = small.result(tmp_path / "race")["precision"]
+    assert precision["trainer"] == "fp32" and precision["ours"] == precision["trainer-tuned"]
     assert (tmp_path / "race" / "curves.png").exists()
 
 
@@ -82,7 +84,7 @@ def test_a_stopped_benchmark_takes_no_turn_twice(tmp_path, monkeypatch, capfd):
             raise KeyboardInterrupt
         taken.append((seed, name))
         return {"seconds_per_epoch": 1.0 + seed, "scores": {"accuracy": 50.0}, "peak_mb": 9,
-                "rows": 4, "collapsed": False}  # fmt: skip
+                "rows": 4, "collapsed": False, "precision": "fp32"}  # fmt: skip
 
     monkeypatch.setattr(benchmark, "_in_own_process", turn)
     flags = ["--task", "RTE", "--seeds", 2, "--out", tmp_path / "run"]
