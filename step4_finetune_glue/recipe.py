@@ -3,6 +3,7 @@
 - warm-up and many epochs: Mosbach et al. 2021, arXiv:2006.04884
 - Adam with its bias correction, which BERT's own code lacks; fresh weights in the top layers:
   Zhang et al. 2021, arXiv:2006.05987, sections 4 and 5
+- a regression's head that begins with the mean score: ours
 - layer-wise learning-rate decay: Howard and Ruder 2018 (ULMFiT), arXiv:1801.06146, section 3.2;
   Clark et al. 2020 (ELECTRA), arXiv:2003.10555, appendix B
 """
@@ -104,6 +105,15 @@ class BertAdam(torch.optim.AdamW):
     def _steps(self, group: dict) -> int:
         taken = (self.state[p]["step"] for p in group["params"] if "step" in self.state[p])
         return int(next(taken, 0))
+
+
+def centre(model: nn.Module, mean: float) -> None:
+    """Let the head of a regression answer `mean`, the training scores', before it has learned.
+
+    From zero, the first steps push every feature that the encoder has towards that one number.
+    """
+    *_, last = (m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1)
+    nn.init.constant_(last.bias, mean)
 
 
 def reinitialise(model: nn.Module, n: int, std: float) -> None:

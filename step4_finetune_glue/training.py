@@ -53,6 +53,8 @@ class Config(engine.TrainConfig):
     """Each layer learns at this times the rate of the one above it; 1 turns it off."""
     reinit_layers: int = 0
     """Top layers, and with them the pooler, that start afresh."""
+    centred_head: bool = True
+    """Of a regression (STS-B): a fresh head answers the mean of the training scores at first."""
     bias_correction: bool = True
     """Adam as published; without, as in BERT's released code (to see what it does)."""
     train_limit: int | None = None
@@ -192,6 +194,8 @@ class Trial:
             new_head=config.new_head,
             labels=self.task.labels,
         )
+        if self.task.kind == "regression" and config.centred_head and not model.kept_head:
+            recipe.centre(model, self.train.labels.mean())
         if main:
             runs.say(f"seed {seed}: {classifier.told(model)}")
         order = dict(batch_size=config.batch_size, seed=seed, drop_last=False)

@@ -559,6 +559,26 @@ def test_a_saved_head_names_its_classes(bert, tmp_path, impl):
     assert transformers.AutoConfig.from_pretrained(tmp_path / "sts-b").num_labels == 1
 
 
+def test_only_a_fresh_head_of_a_regression_is_centred(flags, glue, tmp_path):
+    """A rate of nearly nothing leaves every bias where it began."""
+    still = [*TRAIN, "--max-steps", 1, "--learning-rate", 1e-12, "--keep-models"]
+    mean = tasks.read(tasks.task("STS-B"), "train", str(glue)).labels.mean()
+    plain = tmp_path / "plain" / "seed-0" / "model"
+    for name, more, bias in (
+        ("first", [], mean),
+        ("plain", ["--no-centred-head"], 0),
+        ("kept", ["--model", plain], 0),
+        ("classes", ["--task", "RTE"], 0),
+    ):
+        given = [*flags, *still, "--task", "STS-B", *more, "--out", tmp_path / name]
+        assert small.run("finetune", *given) == 0
+        saved = load_file(tmp_path / name / "seed-0" / "model" / "model.safetensors")
+        assert saved["classifier.bias"].tolist() == pytest.approx(
+            [bias] * len(saved["classifier.bias"])
+        )
+    assert "no centred-head" in small.result(tmp_path / "plain")["system"]
+
+
 def test_dropout_is_what_was_asked_for_in_every_architecture(bert, tmp_path):
     """Off, two passes in training mode agree; on, they do not, and in eval mode they do."""
     shape = dict(vocab_size=50, num_labels=2)

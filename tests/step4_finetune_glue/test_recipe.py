@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from common.cli import UserError
@@ -112,6 +113,22 @@ def test_reinitialised_layers(model, n):
             assert 0.01 < value.std() < 0.03 and abs(value.mean()) < 0.01, name
         elif fresh:
             assert (value == float("orm.weight" in name or "Norm.weight" in name)).all(), name
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta"])
+def test_a_centred_head_answers_the_mean_at_first(kind):
+    made = getattr(transformers, f"{kind}ForSequenceClassification")
+    config = made.config_class(
+        vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=24, num_labels=1, initializer_range=1e-6,
+    )  # fmt: skip
+    model = made(config).eval()
+    before = copy.deepcopy(model.state_dict())
+    recipe.centre(model, 2.7)
+    changed = [n for n, value in model.state_dict().items() if not torch.equal(value, before[n])]
+    assert len(changed) == 1 and changed[0].endswith("bias")
+    answers = model(torch.randint(5, 30, (4, 6))).logits
+    torch.testing.assert_close(answers, torch.full((4, 1), 2.7), rtol=0, atol=1e-4)
 
 
 def test_more_layers_than_there_are(model):
