@@ -181,8 +181,9 @@ def plot_curves(
             for label, events in runs.items():
                 points = [(event[x], event[key]) for event in events if key in event]
                 if points:
-                    line = f"{label} {split}" if label else split
-                    axis.plot(*zip(*points, strict=True), label=line, markersize=3, **style)
+                    line = "-" if points[2:] or split == "train" else ""  # two are no curve
+                    named = dict(label=f"{label} {split}".strip(), markersize=3, linestyle=line)
+                    axis.plot(*zip(*points, strict=True), **named, **style)
         axis.set(title=words(quantity), xlabel=x)
         axis.xaxis.set_major_formatter(EngFormatter(sep=" "))
         axis.xaxis.set_major_locator(MaxNLocator(5))
