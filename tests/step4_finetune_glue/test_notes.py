@@ -79,3 +79,15 @@ def test_how_far_ours_fall_short(size):
         known = set(differences) - {"–"}
         cells.append(" / ".join(differences) if known else "–")
     assert f"| {size} | {' | '.join(cells)} |\n" in NOTES.read_text()
+
+
+@pytest.mark.parametrize(
+    ("row", "name"), [("centred", "tiny-sts-b"), ("not centred", "sts-b-not-centred")]
+)
+def test_what_a_head_that_begins_with_the_mean_is_worth(row, name):
+    kept = NOTES.parents[1] / "notes" / "results" / f"step4_finetune_glue-{name}.json"
+    result = json.loads(kept.read_text())
+    mean = result["metrics"]["pearson"]
+    each = ", ".join(f"{score:.1f}" for score in result["scores_per_seed"]["pearson"])
+    told = f"| {row} | {each} | {mean['value']:.1f} ± {mean['sd']:.1f} |"
+    assert told in NOTES.read_text()
