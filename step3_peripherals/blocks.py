@@ -165,7 +165,8 @@ class ReadUnit(PipelineStep):
         self.units, self.most, self.skip_bad_lines = units, most, skip_bad_lines
 
     def run(self, _=None, rank: int = 0, world_size: int = 1):
-        for unit in self.units[rank::world_size]:
+        first, end = (len(self.units) * r // world_size for r in (rank, rank + 1))
+        for unit in self.units[first:end]:
             yield from self.documents(unit)
 
     def documents(self, unit: data.Source) -> Iterator[Document]:

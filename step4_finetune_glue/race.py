@@ -9,7 +9,7 @@ import resource
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.utils.benchmark
@@ -40,6 +40,8 @@ class Config(cli.RunConfig):
     """Peak learning rate."""
     max_seq_len: int = 128
     """Longest row in tokens; run_glue pads every row to it."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of ours and of the tuned Trainer; auto: bf16 where this machine is faster so."""
     seeds: int = 2
     """Times that the systems take turns, with seeds seed, seed + 1, ..."""
     system: str = ""
@@ -62,7 +64,7 @@ def measure(config: Config, system: str) -> dict[str, Any]:
             **same,
             micro_batch_size=config.batch_size,
             pooling="cls",  # what transformers' BERT reads
-            precision="bf16" if bf16_is_faster() else "fp32",
+            precision=config.precision,
             eval_every=NEVER,
             save_minutes=NEVER,
             out=folder,

@@ -111,9 +111,12 @@ def centre(model: nn.Module, mean: float) -> None:
     """Let the head of a regression answer `mean`, the training scores', before it has learned.
 
     From zero, the first steps push every feature that the encoder has towards that one number.
+    Raises UserError where the head has no bias.
     """
-    *_, last = (m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1)
-    nn.init.constant_(last.bias, mean)
+    heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1]
+    if not heads or heads[-1].bias is None:
+        raise UserError("the head of this architecture has no bias: take --no-centred-head")
+    nn.init.constant_(heads[-1].bias, mean)
 
 
 def reinitialise(model: nn.Module, n: int, std: float) -> None:

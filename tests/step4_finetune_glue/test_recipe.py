@@ -129,6 +129,8 @@ def test_a_centred_head_answers_the_mean_at_first(kind):
     assert len(changed) == 1 and changed[0].endswith("bias")
     answers = model(torch.randint(5, 30, (4, 6))).logits
     torch.testing.assert_close(answers, torch.full((4, 1), 2.7), rtol=0, atol=1e-4)
+    with pytest.raises(UserError, match="no bias: take --no-centred-head"):
+        recipe.centre(nn.Linear(4, 1, bias=False), 2.7)
 
 
 def test_more_layers_than_there_are(model):
