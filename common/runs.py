@@ -179,8 +179,7 @@ def plot_curves(
             split = key.split("/")[0]
             style = {"alpha": 0.6, "linewidth": 1} if split == "train" else {"marker": "o"}
             for label, events in runs.items():
-                points = [(event[x], event[key]) for event in events if key in event]
-                if points:
+                if points := [(event[x], event[key]) for event in events if key in event]:
                     line = "-" if points[2:] or split == "train" else ""  # two are no curve
                     named = dict(label=f"{label} {split}".strip(), markersize=3, linestyle=line)
                     axis.plot(*zip(*points, strict=True), **named, **style)
