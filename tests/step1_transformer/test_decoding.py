@@ -171,10 +171,10 @@ def test_the_length_is_the_sources_and_fifty_within_the_positions(search):
 def test_the_length_penalty_of_wu_et_al(model):
     assert decoding.length_penalty_of(1, 0.6) == 1
     assert decoding.length_penalty_of(7, 0.5) == pytest.approx(2**0.5)
-    ids, mask = sources(12, seed=1003)
+    ids, mask = sources(48, seed=1003)
     lengths = [
         sum(map(len, decoding.beam(model, ids, mask, length_penalty=alpha, max_len=20)))
-        for alpha in (0.0, 1.0, 2.0)
+        for alpha in (0.0, 2.0, 4.0)
     ]
     assert lengths[0] < lengths[1] < lengths[2]
 
