@@ -52,8 +52,8 @@ def main(config: race.Config) -> None:
     found |= resuming.read(turns) if turns.exists() else {}
     if config.precision == "auto":  # once, so that no noise divides the systems or the seeds
         begun = [turn["precision"] for turn in found["trainer-tuned"]]
-        fastest = "bf16" if not begun and race.bf16_is_faster() else "fp32"
-        config = dataclasses.replace(config, precision=begun[0] if begun else fastest)
+        chosen = begun[0] if begun else race.faster_precision()
+        config = dataclasses.replace(config, precision=chosen)
     try:
         for i, seed in enumerate(seeds):
             for name in race.SYSTEMS:

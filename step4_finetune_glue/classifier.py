@@ -177,13 +177,11 @@ def load(
     if not new_head:
         _check_head(folder, raw, labels, pooling)
     if impl == "hf":
-        model = _load_hf(folder, n_outputs, pooling, dropout, random, new_head)
+        model = _load_hf(folder, n_outputs, pooling, dropout, random, new_head, labels)
     else:
-        model = _load_ours(folder, n_outputs, pooling, dropout, random, new_head)
+        model = _load_ours(folder, n_outputs, pooling, dropout, random, new_head, labels)
     reinitialise(model, reinit_layers, raw.get("initializer_range", 0.02))
     model.kept_head = not new_head
-    if len(labels) == n_outputs:
-        model.label_names = labels  # in the config of what is saved
     return model.train()
 
 
@@ -213,7 +211,7 @@ def _check_head(folder: Path, raw: dict, labels: tuple[str, ...], pooling: str) 
         )
 
 
-def _load_ours(folder, n_outputs, pooling, dropout, random, new_head) -> nn.Module:
+def _load_ours(folder, n_outputs, pooling, dropout, random, new_head, labels) -> nn.Module:
     raw, state = read(folder)
     raw |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     raw["id2label"] = dict.fromkeys(range(n_outputs))
@@ -222,10 +220,12 @@ def _load_ours(folder, n_outputs, pooling, dropout, random, new_head) -> nn.Modu
     made = MeanPooledBert if pooling == "mean" else BertForSequenceClassification
     checkpoint.log.setLevel(logging.ERROR)  # that the head is fresh is what fine-tuning is
     model = made.build(raw, state, str(folder))
-    return made(model.config, n_outputs) if random else model
+    model = made(model.config, n_outputs) if random else model
+    model.label_names = labels if len(labels) == n_outputs else ()
+    return model
 
 
-def _load_hf(folder, n_outputs, pooling, dropout, random, new_head) -> nn.Module:
+def _load_hf(folder, n_outputs, pooling, dropout, random, new_head, labels) -> nn.Module:
     auto = transformers_auto()
     import transformers
 
@@ -235,6 +235,9 @@ def _load_hf(folder, n_outputs, pooling, dropout, random, new_head) -> nn.Module
             if hasattr(config, name):
                 setattr(config, name, dropout)
         config.pooling = pooling
+        if len(labels) == n_outputs:
+            config.id2label = dict(enumerate(labels))
+            config.label2id = {name: i for i, name in enumerate(labels)}
         if random:
             return HuggingFaceClassifier(auto.from_config(config).float())
         # A head of another size is replaced, and anything else that does not fit refused below

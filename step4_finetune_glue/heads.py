@@ -54,7 +54,6 @@ class HuggingFaceClassifier(nn.Module):
     def __init__(self, hf_model: nn.Module):
         super().__init__()
         self.hf = hf_model
-        self.label_names: tuple[str, ...] = ()
         self.segments = "token_type_ids" in inspect.signature(hf_model.forward).parameters
         self.mean = getattr(hf_model.config, "pooling", "cls") == "mean"
         if self.mean:  # what stands between the states and that layer gets no gradient
@@ -76,9 +75,6 @@ class HuggingFaceClassifier(nn.Module):
         return self.hf.classifier(self.hf.dropout(mean_of(hidden, attention_mask)))
 
     def save(self, folder: str | Path, tokenizer: str | Path | None = None) -> None:
-        if self.label_names:
-            self.hf.config.id2label = dict(enumerate(self.label_names))
-            self.hf.config.label2id = {name: i for i, name in enumerate(self.label_names)}
         self.hf.save_pretrained(folder)
         if tokenizer is not None:
             copy_tokenizer(tokenizer, folder)

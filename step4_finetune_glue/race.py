@@ -82,15 +82,16 @@ def measure(config: Config, system: str) -> dict[str, Any]:
     return found | {"peak_mb": round(peak), "rows": len(trial.train)}
 
 
-def bf16_is_faster() -> bool:
-    """Whether this machine multiplies matrices faster in bf16; many CPUs only imitate it."""
+def faster_precision() -> str:
+    """bf16 where this machine multiplies matrices faster with it; many CPUs only imitate it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         matrix = torch.randn(1024, 1024, device=device).to(dtype)
         timer = torch.utils.benchmark.Timer("matrix @ matrix", globals={"matrix": matrix})
         seconds[dtype] = timer.blocked_autorange(min_run_time=0.2).median
-    return seconds[torch.float32] / seconds[torch.bfloat16] > engine.WORTH_ROUNDING
+    gain = seconds[torch.float32] / seconds[torch.bfloat16]
+    return "bf16" if gain > engine.WORTH_ROUNDING else "fp32"
 
 
 def _ours(trial: training.Trial, folder: Path) -> dict[str, Any]:
