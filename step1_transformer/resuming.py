@@ -5,7 +5,7 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
-from common import cli, runs
+from common import cli, data, runs
 from common.cli import UserError
 
 ALWAYS_FREE = {"out", "resume", "tracker"}  # where a run lies and how it is watched
@@ -40,6 +40,18 @@ def check(folder: Path, settings: dict[str, Any], free: Set[str]) -> None:
         if begun.get(name) != now[name]:
             flag = f"--{name.replace('_', '-')} {begun.get(name)}"
             raise UserError(f"{folder} was begun with {flag}: go on so, or choose another --out")
+
+
+def record(
+    run: runs.Run, facts: dict[str, Any], name: str = "source", what: str = "other data"
+) -> None:
+    """State in the run's config.json what it reads.
+
+    Raises UserError if it was begun with `what`: what is done would stand beside what is not.
+    """
+    data.record(run.path, facts, name)
+    if read(run.path / "config.json")[name] != json.loads(json.dumps(facts)):
+        raise UserError(f"{run.path} was begun with {what}: choose another --out")
 
 
 def finished(

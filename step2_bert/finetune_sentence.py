@@ -78,9 +78,12 @@ def main(config: Config) -> None:
     seeds = list(range(config.seed, config.seed + config.seeds))
     scores, tokens, seconds = [], 0, 0.0
     budget = subruns.Slice(config.slice_minutes)
+    # The first seed measures, if it is asked to; what it chooses is all seeds'
+    minutes = config.max_minutes and config.max_minutes / config.seeds
+    plan = dict(max_steps=steps, max_minutes=minutes)
     for seed in seeds:
         out = whole.path / f"seed-{seed}"
-        one = dataclasses.replace(config, seed=seed, max_steps=steps, out=str(out))
+        one = dataclasses.replace(config, seed=seed, out=str(out), **plan)
         engine.seed_everything(seed)
         model = BertForSequenceClassification.from_pretrained(
             checkpoint, n_classes, dropout=config.dropout, attention_dropout=config.dropout
@@ -110,6 +113,7 @@ def main(config: Config) -> None:
         except cli.Interrupted as stop:  # it tells how to go on with this seed alone
             told = f"stopped at seed {seed}; go on with:\n{cli.resume_command(whole.path)}"
             raise cli.Interrupted(stop.signum, told) from None
+        plan |= dict(precision=state.precision, max_steps=state.total_steps, max_minutes=None)
         accelerator.free_memory()
         scores.append(100 * score(model, test)["label_accuracy"])
         tokens, seconds = tokens + state.tokens, seconds + state.seconds

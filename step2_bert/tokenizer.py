@@ -66,7 +66,10 @@ def load_tokenizer(path: str | Path, lowercase: bool | None = None) -> Tokenizer
             raise UserError(f"{path}: neither tokenizer.json nor vocab.txt in it")
         config = path / "tokenizer_config.json"
         if lowercase is None and config.is_file():
-            lowercase = json.loads(config.read_text(encoding="utf-8")).get("do_lower_case")
+            try:
+                lowercase = json.loads(config.read_text(encoding="utf-8")).get("do_lower_case")
+            except (ValueError, AttributeError):
+                raise UserError(f"{config} is damaged: it holds no JSON object") from None
         path = file
     if not path.is_file():
         raise UserError(f"{path}: no such tokenizer (a directory, a tokenizer.json or a vocab.txt)")

@@ -5,7 +5,6 @@ A `Study` holds what all trainings have in common. What differs is for its kinds
 train for the same.
 """
 
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import Any, Literal
 from torch import nn
 
 from common import batching, cli, data, engine, runs, subruns
+from step1_transformer import resuming
 from step2_bert import classification, corpus, objective
 from step2_bert.masking import Vocabulary
 from step2_bert.model import BertConfig, BertForPreTraining, BertForSequenceClassification
@@ -107,7 +107,7 @@ class Study:
         model.untrained_parts = () if self.has_question(way) else ("bert.pooler", "nsp")
         self.parameters = sum(p.numel() for p in model.parameters())
         if (folder / "scores.json").exists():
-            return json.loads((folder / "scores.json").read_text())
+            return resuming.read(folder / "scores.json")
         self.start(model)
         state = self._engine(
             model, config=config, losses=objective.losses, **self.batches_of(way, config)

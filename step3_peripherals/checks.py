@@ -708,14 +708,14 @@ DRILLS = [
         },
         {
             "this is right for T = 1 alone": lambda sizes, T: s.source_shares(sizes, 1.0),
-            "the power is 1/T, not T: a higher temperature is to flatten": (
+            "the power is 1/tau, not tau: a higher temperature is to flatten": (
                 lambda sizes, T: s.source_shares(sizes, 1 / T)
             ),
             "a power of the sizes, not of e: take their log first": (
                 lambda sizes, T: (sizes / T).softmax(-1)
             ),
             "they do not add up to 1": lambda sizes, T: sizes ** (1 / T),
-            "size^(1/T) overflows: softmax of log(size) / T": (
+            "size^(1/tau) overflows: softmax of log(size) / tau": (
                 lambda sizes, T: sizes ** (1 / T) / (sizes ** (1 / T)).sum()
             ),
         },

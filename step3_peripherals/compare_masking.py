@@ -16,7 +16,7 @@ better by 0.5 nats or more than one trained with 15 %.
 
 from dataclasses import dataclass
 
-from common import cli, data, report, runs
+from common import cli, report, runs
 from common.cli import UserError
 from common.runs import metric
 from step1_transformer import resuming
@@ -66,7 +66,7 @@ def main(config: Config) -> None:
     if config.max_steps is None or config.max_minutes:
         raise UserError("--max-minutes would train some masks longer than others: give --max-steps")
     study = MaskingStudy(config)
-    data.record(run.path, study.train.source)
+    resuming.record(run, study.train.source)
 
     # Train
     names = list(dict.fromkeys((BASE, *config.variants)))

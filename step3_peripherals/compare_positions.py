@@ -11,7 +11,6 @@ text, in rows of 128 to 1,024.
 Target of the cpu preset: ALiBi's perplexity at 1,024 is at most 1.1 times that at 128.
 """
 
-import json
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -107,6 +106,7 @@ def main(config: Config) -> None:
     tokenizer = stream.byte_level_bpe(config.data, config.vocab_size, config.cache, options)
     separator = tokenizer.token_to_id(stream.SEPARATOR)
     text = stream.prepare(config.data, tokenizer, separator, Path(config.cache), options)
+    resuming.record(run, text.manifest["source"])
 
     # Train: what is done is never done again; seeds outside, so that all can be compared early
     seeds = range(config.seed, config.seed + config.seeds)
@@ -121,7 +121,7 @@ def main(config: Config) -> None:
     # Compare
     found, curves = {name: [] for name in config.schemes}, {name: [] for name in config.schemes}
     for name, folder, _ in todo:
-        found[name].append(json.loads((folder / "result.json").read_text()))
+        found[name].append(resuming.read(folder / "result.json"))
         curves[name].append(runs.Run(folder).metrics())
     lengths = tuple(sorted(config.score_lengths))
     perplexity, bits = (

@@ -11,7 +11,6 @@ Target of the cpu preset: greedy and beam search repeat 4-grams at least 20 time
 do; top-p is within 0.3 nats of them in -log p, and within 0.1 in the Zipf coefficient.
 """
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import cli, data, runs, subruns
+from common import cli, runs, subruns
 from common.cli import UserError
 from step1_transformer import resuming, settings
 from step3_peripherals import degeneration, stream, trained
@@ -97,7 +96,7 @@ def main(config: Config) -> None:
             f"positions, and prompt and new tokens are {length}"
         )
     text = trained.text_of(folder, config.data, tokenizer, Path(config.cache))
-    data.record(run.path, text.manifest["source"], "data_source")
+    resuming.record(run, text.manifest["source"], "data_source")
     human, n_prompt = pieces(text, config), config.prompt_tokens
 
     # Write: what is written stays, for a run that goes on after a kill
@@ -107,7 +106,7 @@ def main(config: Config) -> None:
         file = run.path / "texts" / f"{name.replace(' ', '-')}.json"
         if not file.exists():
             runs.write_json(file, write(name, model, human[:, :n_prompt], config))
-        kept = json.loads(file.read_text())
+        kept = resuming.read(file)
         texts[name], writing = np.array(kept["texts"]), writing + kept["seconds"]
 
     # Compare
@@ -122,7 +121,7 @@ def main(config: Config) -> None:
     print("\n".join(degeneration.targets(found)))
     training = 0.0
     if not config.model:
-        training = json.loads((folder.parent / "result.json").read_text())["seconds"]
+        training = resuming.read(folder.parent / "result.json")["seconds"]
     n_written = len(config.strategies) * config.texts * config.new_tokens
     run.result(
         step="step3_peripherals",

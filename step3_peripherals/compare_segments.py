@@ -16,7 +16,7 @@ documents, each is the better one on its own kind of input, by 0.1 nats or more 
 
 from dataclasses import dataclass
 
-from common import cli, data, report, runs
+from common import cli, report, runs
 from common.cli import UserError
 from common.runs import metric
 from step1_transformer import resuming
@@ -80,7 +80,7 @@ def main(config: Config) -> None:
     if config.max_steps is None or config.max_minutes:
         raise UserError("--max-minutes would train some formats longer: give --max-steps")
     study = SegmentStudy(config, config.rate)
-    data.record(run.path, study.train.source)
+    resuming.record(run, study.train.source)
 
     # Train
     names = list(dict.fromkeys((BASE, *config.variants)))

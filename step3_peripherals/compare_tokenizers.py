@@ -20,7 +20,7 @@ read many times, segmented anew each time or always alike.
 from dataclasses import dataclass
 from typing import Literal
 
-from common import cli, data, engine, report, runs
+from common import cli, engine, report, runs
 from common.cli import UserError
 from common.runs import say
 from step1_transformer import resuming
@@ -117,7 +117,7 @@ def main(config: Config) -> None:
         return
     accelerator = engine.accelerator(config)
     text = tokenizer_study.read(config.data, config.max_documents, config.heldout_every)
-    data.record(run.path, text.source)
+    resuming.record(run, text.source)
     unit = "character" if text.by_character else "word"
     told = f"{len(text.heldout):,} passages, {text.n_bytes:,} bytes, are held out"
     say(f"{config.data}: {len(text.train):,} passages to learn from; {told}")
@@ -149,8 +149,8 @@ def main(config: Config) -> None:
     timing = f"{TIMING}, median of {config.repeats}"
     told, reached = tokenizer_table.target(facts, GAIN)
     print(f"target {'reached' if reached else 'missed'}: {told}")
-    seconds, tokens = (sum(one[name] for one in every) for name in ("seconds", "tokens"))
-    learning = sum(found["training_seconds"] for found in built.values())
+    tokens, training = (sum(one[name] for one in every) for name in ("tokens", "training_seconds"))
+    seconds = sum(one["seconds"] for one in (*built.values(), *every))
     run.result(
         ran_on,
         step="step3_peripherals",
@@ -171,8 +171,8 @@ def main(config: Config) -> None:
         timing=timing,
         model={"name": f"{config.n_layers} layers, {config.d_model} wide", "parameters": None},
         tokens=tokens,
-        seconds=round(seconds + learning, 1),
-        tokens_per_second=round(tokens / max(seconds, 1e-9)),
+        seconds=round(seconds, 1),
+        tokens_per_second=round(tokens / max(training, 1e-9)),
         seeds=list(seeds),
         config=cli.as_dict(config),
     )

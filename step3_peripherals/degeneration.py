@@ -4,6 +4,7 @@ The counts take texts (N, T) of token ids. They compare only texts of the same n
 more there is of a text, the more of it was there before.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,11 +42,11 @@ def distinct(texts: np.ndarray, n: int = 2) -> float:
 def zipf(texts: np.ndarray) -> float:
     """s of the fit log frequency = c - s log rank, by least squares over all tokens (Holtzman et
     al. 2020, arXiv:1904.09751, section 5.2). The larger, the more is said with the fewest tokens.
-    ValueError where all tokens are the same."""
+    NaN where all tokens are the same."""
     counts = np.sort(np.bincount(texts.ravel()))[::-1]
     counts = counts[counts > 0]
     if len(counts) < 2:
-        raise ValueError("a single token has no ranks")
+        return math.nan
     return float(-np.polyfit(np.log(np.arange(1, len(counts) + 1)), np.log(counts), 1)[0])
 
 
@@ -78,10 +79,12 @@ def measure(texts: np.ndarray, losses: np.ndarray) -> dict[str, float]:
 
 
 def metrics(scores: dict[str, float]) -> dict[str, dict]:
-    """As metrics of a result. Better is what is nearer to human text, neither high nor low."""
+    """As metrics of a result, those that are defined. Better is what is nearer to human text,
+    neither high nor low."""
     return {
         name: metric(scores[name], unit=unit, higher_is_better=None)
         for name, (unit, _) in MEASURES.items()
+        if not math.isnan(scores[name])
     }
 
 
@@ -89,7 +92,8 @@ def table(found: dict[str, dict[str, float]]) -> str:
     """A line for each way of writing."""
     lines = [f"{'':16}" + "".join(f"{title:>26}" for _, title in MEASURES.values())]
     for name, scores in found.items():
-        lines.append(f"{name:16}" + "".join(f"{scores[measure]:26.2f}" for measure in MEASURES))
+        shown = (f"{scores[measure]:26.2f}".replace("nan", "  –") for measure in MEASURES)
+        lines.append(f"{name:16}" + "".join(shown))
     return "\n".join(lines)
 
 

@@ -170,9 +170,8 @@ def keep_min_p(logits: Tensor, share: float) -> Tensor:
 
 
 def source_shares(sizes: Tensor, temperature: float) -> Tensor:
-    """Samples in each of n sources (n,) -> how often to draw from it (n,): size^(1/T), normalised.
-
-    Right for 10^9 samples at T = 0.02 too.
+    """Samples in each of n sources (n,) -> how often to draw from each (n,): size^(1/tau), of the
+    temperature tau, normalised. Right for 10^9 samples at tau = 0.02 too.
     """
     raise NotImplementedError
 

@@ -1,13 +1,13 @@
 """Data from several sources: how often each is drawn, and a mix that can be resumed.
 
 Drawn by size, a large language leaves a small one nearly unseen; drawn alike, the small one is
-repeated until it is learnt by heart. A temperature T lies between: source i, of n_i samples, has
+repeated until it is learnt by heart. A temperature tau lies between: source i, of n_i samples, has
 
-    p_i = n_i^(1/T) / sum_j n_j^(1/T)
+    p_i = n_i^(1/tau) / sum_j n_j^(1/tau)
 
-T = 1 is by size and T -> infinity alike for all. Papers give the exponent 1/T: multilingual BERT
-0.7, XLM 0.5 (Lample and Conneau 2019, arXiv:1901.07291, section 3.1), XLM-R 0.3 (Conneau et al.
-2020, arXiv:1911.02116, section 3.1); T5's T is this one (arXiv:1910.10683, section 3.5.2).
+tau = 1 is by size and tau -> infinity alike for all. Papers give the exponent 1/tau: multilingual
+BERT 0.7, XLM 0.5 (Lample and Conneau 2019, arXiv:1901.07291, section 3.1), XLM-R 0.3 (Conneau et
+al. 2020, arXiv:1911.02116, section 3.1); T5's T is this tau (arXiv:1910.10683, section 3.5.2).
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def shares(sizes: Sequence[int] | np.ndarray, temperature: float = 1.0) -> np.nd
     if not temperature > 0:
         raise UserError(f"temperature {temperature} of a mix must be above 0; 1 is by size")
     log = np.log(sizes) / temperature
-    powers = np.exp(log - log.max())  # n^(1/T) itself overflows at low temperatures
+    powers = np.exp(log - log.max())  # n^(1/tau) itself overflows at low temperatures
     return powers / powers.sum()
 
 

@@ -2,7 +2,7 @@
 
 Warps change the distribution before a token is drawn, mostly by cutting off its tail. They are
 pure functions, logits (B, V) -> logits (B, V) in which a token that may not be drawn has -inf, and
-they chain: `warps=(partial(temperature, T=0.8), partial(top_p, p=0.95))`.
+they chain: `warps=(partial(temperature, tau=0.8), partial(top_p, p=0.95))`.
 Below, p is softmax(logits).
 
 `generate` draws, or takes the likeliest; `beam` and `contrastive` search. All three write for any
@@ -24,11 +24,11 @@ Warp = Callable[[Tensor], Tensor]
 # -- warps -----------------------------------------------------------------------------------
 
 
-def temperature(logits: Tensor, T: float) -> Tensor:
-    """p_v^(1/T) / sum_u p_u^(1/T): T < 1 sharpens, T > 1 flattens, T -> 0 is greedy."""
-    if T <= 0:
-        raise ValueError(f"temperature {T} must be above 0")
-    return logits / T
+def temperature(logits: Tensor, tau: float) -> Tensor:
+    """p_v^(1/tau) / sum_u p_u^(1/tau): tau < 1 sharpens, tau > 1 flattens, tau -> 0 is greedy."""
+    if tau <= 0:
+        raise ValueError(f"temperature {tau} must be above 0")
+    return logits / tau
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
@@ -189,9 +189,9 @@ def beam(
     length_penalty: float = 1.0,
     eos_token_id: int | None = None,
 ) -> list[list[int]]:
-    """Keep the `beam_size` likeliest beginnings; return the Y of best log P(Y|prompt) / |Y|^alpha.
+    """Keep the `beam_size` likeliest beginnings; return the Y of best log P(Y|prompt) / |Y|^b.
 
-    Y ends with the end of sequence, which |Y| counts, or has `max_new_tokens`; alpha is
+    Y ends with the end of sequence, which |Y| counts, or has `max_new_tokens`; b is
     `length_penalty`, 0 or more. Step 1's search behind a prompt, and without an encoder.
     """
     if beam_size < 1 or length_penalty < 0:

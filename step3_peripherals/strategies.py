@@ -12,7 +12,7 @@ from step3_peripherals.language_model import LanguageModel
 
 WARPS = {
     "sampling": (),
-    "temperature 0.7": (partial(sampling.temperature, T=0.7),),
+    "temperature 0.7": (partial(sampling.temperature, tau=0.7),),
     "top-k 40": (partial(sampling.top_k, k=40),),
     "top-p 0.95": (partial(sampling.top_p, p=0.95),),
     "min-p 0.1": (partial(sampling.min_p, share=0.1),),

@@ -9,7 +9,7 @@ Vocabularies of different size get different numbers of steps for the same sum. 
 fewer tokens, for its output layer is dear, and each token is more text.
 """
 
-import json
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from common import batching, cli, engine, runs, subruns
+from step1_transformer import resuming
 from step3_peripherals.language_model import LanguageModel, LanguageModelConfig
 from step3_peripherals.lm_objective import bits_per_byte, heldout_scores, losses
 from step3_peripherals.stream import Rows
@@ -123,7 +124,7 @@ def train(
     """
     folder = Path(config.out)
     if (folder / "scores.json").exists():
-        return json.loads((folder / "scores.json").read_text())
+        return resuming.read(folder / "scores.json")
     engine.seed_everything(config.seed)
     separator, width = tokenizer.vocab_size, config.d_model
     shape = dict(d_model=width, d_ff=4 * width, n_heads=width // 32, n_layers=config.n_layers)
@@ -147,6 +148,7 @@ def train(
     parts = dict(config=config, run=run, accelerator=accelerator, batches=order)
     state = engine.train(model, make_batch=make_batch, losses=losses, **parts)
 
+    started = time.monotonic()
     heldout = [
         index for passage in text.heldout for index in (separator, *tokenizer.encode(passage))
     ]
@@ -162,7 +164,8 @@ def train(
         "steps": state.step,
         "teraflops": state.tokens * flops / 1e12,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "seconds": round(state.seconds, 1),
+        "training_seconds": round(state.seconds, 1),
+        "seconds": round(state.seconds + time.monotonic() - started, 1),
         "hardware": runs.hardware(),
     }
     runs.write_json(folder / "scores.json", result)

@@ -9,6 +9,7 @@ rows of each length.
 """
 
 import math
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -94,7 +95,11 @@ def main(config: Config) -> None:
     if main_process:
         data.record(run.path, source)
     train = text.rows("train", config.max_seq_len)
-    n_full = len(train) - (train.lengths[-1] < config.max_seq_len)
+    if not (n_full := train.n_targets // config.max_seq_len):
+        raise UserError(
+            f"{config.data}: {train.n_targets:,} tokens to train on do not fill one row of "
+            f"--max-seq-len {config.max_seq_len}: give more text, or a smaller --max-seq-len"
+        )
     heldout = text.rows("heldout", config.max_seq_len)
 
     # Model: the same weights for each scheme, as far as it has the same
@@ -120,7 +125,7 @@ def main(config: Config) -> None:
     )
 
     # Score at each length that the scheme can read
-    metrics, device = {}, accelerator.device.type
+    metrics, device, started = {}, accelerator.device.type, time.monotonic()
     n_bytes = text.n_bytes("heldout")
     for length in config.score_lengths:
         if config.positions == "learned" and length > config.max_seq_len:
@@ -136,6 +141,7 @@ def main(config: Config) -> None:
         if main_process:
             told = f"perplexity {math.exp(nll):9.2f}, {bits:.3f} bits a byte"
             runs.say(f"{config.positions}, rows of {length:5}: {told}")
+    seconds = state.seconds + time.monotonic() - started
     speeds = [e["tokens_per_second"] for e in run.metrics() if e["event"] == "train"][1:]
 
     if main_process:
@@ -156,7 +162,7 @@ def main(config: Config) -> None:
             heldout_tokens=heldout.n_targets,
             tokens=state.tokens,
             steps=state.step,
-            seconds=round(state.seconds, 1),
+            seconds=round(seconds, 1),
             tokens_per_second=round(float(np.median(speeds)) if speeds else 0),
             precision=state.precision,
             seeds=[config.seed],

@@ -203,7 +203,10 @@ def _check_head(folder: Path, raw: dict, labels: tuple[str, ...], pooling: str) 
             f"the head of {folder} reads {trained} pooling, not {pooling}: "
             "leave --pooling as it is by default, or start it afresh with --new-head"
         )
-    named = [str(name).lower() for _, name in sorted((raw.get("id2label") or {}).items())]
+    names = raw.get("id2label") or {}
+    if not isinstance(names, dict):
+        raise UserError(f"{folder}/config.json: id2label must be an object, not {names!r}")
+    named = [str(name).lower() for _, name in sorted(names.items())]
     if sorted(named) == sorted(labels) and named != list(labels):
         raise UserError(
             f"the head of {folder} has its classes in the order {', '.join(named)}, the task "

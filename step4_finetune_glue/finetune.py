@@ -11,10 +11,10 @@ A seed decides the head's first weights, the order of the rows and dropout. What
 after the last epoch, and the mean over seeds: the best epoch or seed on dev is no estimate.
 """
 
+import signal
 from pathlib import Path
 
-from common import cli, data, engine, runs, subruns
-from common.cli import UserError
+from common import cli, engine, runs, subruns
 from step1_transformer import resuming
 from step4_finetune_glue import classifier, outcome, tasks
 from step4_finetune_glue.training import Config, Data, Trial
@@ -51,10 +51,8 @@ def main(config: Config) -> None:
             "checkpoint": classifier.facts(checkpoint, config.pooling, config.impl),
         }
         for name, found in facts.items():
-            data.record(whole.path, found, name)
-            if resuming.read(whole.path / "config.json")[name] != found:
-                other = "another checkpoint" if name == "checkpoint" else "other data"
-                raise UserError(f"{whole.path} was begun with {other}: choose another --out")
+            what = "another checkpoint" if name == "checkpoint" else "other data"
+            resuming.record(whole, found, name, what)
         print(rows.told(), flush=True)
     trial = Trial.of(task, config, rows, checkpoint, tokenizer)
     if main_process and len(trial.train) < len(rows.train):
@@ -65,12 +63,15 @@ def main(config: Config) -> None:
     folders = {seed: whole.path / f"seed-{seed}" for seed in seeds}
     todo = [seed for seed in seeds if not (folders[seed] / outcome.FILE).exists()]
     budget = subruns.Slice(config.slice_minutes)
+    # What the first seed chose by measuring, its precision and --max-minutes' steps, is all seeds'
+    plan = {} if config.seed in todo else outcome.plan(folders[config.seed])
     for seed in todo:
         try:
-            trial.run(seed, folders[seed], accelerator, budget.left())
-        except cli.Interrupted as stop:  # it tells how to go on with this seed alone
+            state = trial.run(seed, folders[seed], accelerator, budget.left(), plan)
+            plan = plan or dict(precision=state.precision, max_steps=state.total_steps)
+        except (KeyboardInterrupt, cli.Interrupted) as stop:  # this tells how to go on with all
             told = f"stopped at seed {seed}; go on with:\n{cli.resume_command(whole.path)}"
-            raise cli.Interrupted(stop.signum, told) from None
+            raise cli.Interrupted(getattr(stop, "signum", signal.SIGINT), told) from None
     if not main_process:
         return
 
@@ -103,7 +104,7 @@ def main(config: Config) -> None:
         train_rows=len(trial.train),
         dev_rows={split: len(part) for split, part in rows.dev.items()},
         seeds=list(seeds),
-        config=cli.as_dict(trial.config),
+        config=cli.as_dict(trial.config) | {"max_steps": every[0]["steps"]},
     )
 
 

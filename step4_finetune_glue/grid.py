@@ -10,6 +10,7 @@ Target of the cpu preset: the best cell looks better than the same settings with
 """
 
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -79,7 +80,7 @@ def main(config: Config) -> None:
         return
 
     # Every cell once, then the best one again; what is done is never done again
-    cells = [(b, r) for b in config.batch_sizes for r in config.learning_rates]
+    cells = list(dict.fromkeys(product(config.batch_sizes, config.learning_rates)))
     budget = subruns.Slice(config.slice_minutes)
     at_once = dict(at_once=config.parallel, quiet=config.parallel > 1)
     try:

@@ -68,7 +68,12 @@ METRICS = {m.__name__: m for m in (accuracy, f1, matthews, pearson, spearman)}
 
 
 def predictions(task: "Task", logits: np.ndarray) -> np.ndarray:
-    """Classes (N,) of logits (N, C), or for a regression the scores of (N, 1), cut to 0..5."""
+    """Classes (N,) of logits (N, C), or for a regression the scores of (N, 1), cut to 0..5.
+
+    Raises UserError for logits of a run that diverged, of which argmax would make classes.
+    """
+    if not np.isfinite(logits).all():
+        raise UserError(f"{task.name}: a logit is not a finite number; the run diverged")
     if task.kind == "regression":
         return np.clip(logits.reshape(len(logits)).astype(np.float64), 0, 5)
     return logits.argmax(axis=1)
@@ -83,8 +88,6 @@ def score(task: "Task", predictions: np.ndarray, labels: np.ndarray) -> dict[str
     if predictions.shape != labels.shape or not len(labels):
         told = f"{predictions.shape} predictions for {labels.shape} labels"
         raise UserError(f"{task.name}: {told}; give one for each row")
-    if not np.isfinite(predictions).all():
-        raise UserError(f"{task.name}: a prediction is not a finite number; the run diverged")
     return {name: 100 * METRICS[name](predictions, labels) for name in task.metrics}
 
 

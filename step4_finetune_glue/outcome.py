@@ -15,20 +15,33 @@ from step4_finetune_glue.tasks import Task
 FILE = "scores.json"  # a seed that has it is done
 
 
-def of_seed(task: Task, logits: dict, labels: dict, state: engine.State) -> dict[str, Any]:
-    """Scores on every dev set, the first one's under the metric's bare name; what it took."""
+def of_seed(
+    task: Task, logits: dict, labels: dict, state: engine.State, events: Iterable[dict] = ()
+) -> dict[str, Any]:
+    """Scores on every dev set, the first one's under the metric's bare name; what it took.
+
+    Of the `events` of the training those of its last steps: whether it knows its rows by heart.
+    """
     scores = {}
     for split in task.dev_splits:
         if split in logits:
             prefix = "" if split == task.dev_splits[0] else split.removeprefix("dev_") + "_"
             found = prediction.scores(task, logits[split], labels[split])
             scores |= {f"{prefix}{name}": found[name] for name in task.metrics}
+    trained = [event for event in events if event["event"] == "train"][-1:]
     first = metrics.predictions(task, logits[task.dev_splits[0]])
     return {
         "scores": scores,
         "collapsed": metrics.collapsed(first),
         "seconds": round(state.seconds, 3),  # the benchmark divides by it
         "tokens": state.tokens,
+        "steps": state.total_steps,
+        "training": {
+            name.removeprefix("train/label_"): value
+            for event in trained
+            for name, value in event.items()
+            if name.startswith("train/")
+        },
         "precision": state.precision,
     }
 
@@ -36,6 +49,12 @@ def of_seed(task: Task, logits: dict, labels: dict, state: engine.State) -> dict
 def read(folders: Iterable[Path]) -> list[dict[str, Any]]:
     """What `of_seed` said, in each of the folders."""
     return [resuming.read(folder / FILE) for folder in folders]
+
+
+def plan(folder: Path) -> dict[str, Any]:
+    """What the seed in this folder chose for itself, for others to do the same."""
+    (found,) = read([folder])
+    return {"precision": found["precision"], "max_steps": found["steps"]}
 
 
 def over_seeds(found: list[dict[str, Any]]) -> dict[str, Any]:
@@ -48,6 +67,9 @@ def over_seeds(found: list[dict[str, Any]]) -> dict[str, Any]:
         "collapsed": sum(one["collapsed"] for one in found),
         "seconds_per_seed": [one["seconds"] for one in found],
         "precision": found[0]["precision"],
+        "last_steps": {  # loss and, as a fraction, accuracy on the rows of training
+            name: [one["training"][name] for one in found] for name in found[0]["training"]
+        },
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "tokens": tokens,
         "seconds": round(seconds, 1),

@@ -73,7 +73,7 @@ def main(config: Config) -> None:
         return
 
     # Seeds outside: all that was begun can be compared when time is up early
-    names = ("base", *config.variants)
+    names = tuple(dict.fromkeys(("base", *config.variants)))
     seeds = range(config.seed, config.seed + config.seeds)
     flags = {name: VARIANTS[name].flags if name in VARIANTS else () for name in names}
     todo = [(n, run.path / n / f"seed-{seed}", seed) for seed in seeds for n in names]

@@ -114,6 +114,8 @@ class Finetuned:
             if found[-1].shape != (len(rows), self.task.n_classes):
                 shape = f"{found[-1].shape} logits for {len(rows):,} rows"
                 raise UserError(f"{path}: {shape}; it was made from other data (--data)")
+            if not np.isfinite(found[-1]).all():
+                raise UserError(f"{path}: a logit is not a finite number; that run diverged")
             if labels is not None and not np.array_equal(labels.astype(float), rows.labels):
                 raise UserError(f"{path}: its labels are not those of the data now (--data)")
         return np.stack(found)

@@ -174,13 +174,25 @@ class Trial:
         key, low = rows.source["fingerprint"], rows.low_resource or part
         return cls(task, filled, checkpoint, train, held, key, low)
 
-    def run(self, seed: int, folder: Path, accelerator, minutes: float | None) -> None:
+    def run(
+        self,
+        seed: int,
+        folder: Path,
+        accelerator,
+        minutes: float | None,
+        plan: dict[str, Any] | None = None,
+    ) -> engine.State:
         """Train one seed in `folder`, predict all splits and write them and `outcome.FILE`.
 
-        `minutes` is what is left of the slice. Raises `cli.Interrupted` as `engine.train` does.
+        `minutes` is what is left of the slice. Without a `plan`, {"precision", "max_steps"}, it
+        measures what to choose, and has its share of --max-minutes. Raises `cli.Interrupted` as
+        `engine.train` does.
         """
+        config = self.config
+        share = config.max_minutes and config.max_minutes / config.seeds
+        chosen = dict(max_minutes=None, **plan) if plan else dict(max_minutes=share)
         own = dict(seed=seed, seeds=1, out=str(folder), slice_minutes=minutes)
-        config = dataclasses.replace(self.config, **own)
+        config = dataclasses.replace(config, **own, **chosen)
         main = accelerator.is_main_process
         engine.seed_everything(seed)
         model = classifier.load(
@@ -199,10 +211,11 @@ class Trial:
         if main:
             runs.say(f"seed {seed}: {classifier.told(model)}")
         order = dict(batch_size=config.batch_size, seed=seed, drop_last=False)
+        run = runs.Run.open(config, "", main=main)
         state = engine.train(
             model,
             config=config,
-            run=runs.Run.open(config, "", main=main),
+            run=run,
             accelerator=accelerator,
             batches=batching.Batches(self.train.lengths, **order),
             make_batch=lambda rows, epoch: self.train.batch(rows),
@@ -215,11 +228,11 @@ class Trial:
         accelerator.free_memory()
         logits = {s: prediction.predict(model, rows, accelerator) for s, rows in self.held.items()}
         if not main:
-            return
+            return state
         labels = {split: rows.labels for split, rows in self.held.items()}
         for split in logits:
             prediction.save(folder, split, logits[split], labels[split])
-        facts = outcome.of_seed(self.task, logits, labels, state)
+        facts = outcome.of_seed(self.task, logits, labels, state, run.metrics())
         facts["parameters"] = sum(p.numel() for p in model.parameters())
         if config.keep_models:
             model.save(folder / "model", self.checkpoint)
@@ -227,6 +240,7 @@ class Trial:
         shutil.rmtree(folder / "checkpoints")
         told = ", ".join(f"{name} {value:.2f}" for name, value in facts["scores"].items())
         runs.say(f"seed {seed}: {told}{', collapsed' * facts['collapsed']}")
+        return state
 
     def optimizers(self, model) -> list:
         config = self.config

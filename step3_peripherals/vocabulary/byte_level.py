@@ -51,7 +51,12 @@ class ByteLevelBPE(BPE):
         super().__init__(vocab, merges)
         if missing := [character for character in WRITTEN.values() if character not in vocab]:
             raise UserError(f"no byte-level vocabulary: {len(missing)} bytes are not in it")
-        self._bytes = [self._read(token) for token in self._tokens]
+        # What is neither a byte nor merged of bytes is a special token, whatever characters it has
+        written = {*WRITTEN.values(), *map("".join, self.merges)}
+        self._bytes = [
+            token.translate(READ).encode("latin-1") if token in written else token.encode()
+            for token in self._tokens
+        ]
 
     @staticmethod
     def _normalize(text: str) -> str:
@@ -60,13 +65,6 @@ class ByteLevelBPE(BPE):
     @staticmethod
     def _write(word: str) -> str:
         return word.encode().decode("latin-1").translate(WRITTEN)
-
-    @staticmethod
-    def _read(token: str) -> bytes:
-        try:
-            return token.translate(READ).encode("latin-1")
-        except UnicodeEncodeError:  # a special token, with characters that stand for no byte
-            return token.encode()
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD. Raises UserError for an id out

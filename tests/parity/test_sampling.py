@@ -218,7 +218,7 @@ def test_draws_follow_the_same_distribution(model):
     from scipy.stats import chisquare
 
     prompt, n = prompts()[0], 4000
-    warps = (partial(sampling.temperature, T=2.0), partial(sampling.top_p, p=0.9))
+    warps = (partial(sampling.temperature, tau=2.0), partial(sampling.top_p, p=0.9))
     generator = torch.Generator().manual_seed(0)
     found = sampling.generate(ours(model), [prompt] * n, 1, warps=warps, generator=generator)
     scores = model(torch.tensor([prompt])).logits[:, -1].detach().float()

@@ -90,7 +90,7 @@ def test_bytes_that_are_no_utf8_are_replaced():
 
 def test_special_tokens_are_written_as_they_are_called():
     vocabulary = ByteLevelBPE.train(["a"], 300, special_tokens=["<文>", "<é>"])
-    assert vocabulary.decode([0, 1]) == "<|endoftext|><文>"
+    assert vocabulary.decode([0, 1, 2]) == "<|endoftext|><文><é>"
     assert 0 not in vocabulary.encode("<|endoftext|>")
 
 

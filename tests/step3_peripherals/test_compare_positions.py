@@ -113,6 +113,15 @@ def test_schemes_differ_in_their_positions_only(trained, monkeypatch):
         assert np.array_equal(order, other_order), name
 
 
+def test_a_text_shorter_than_a_row_is_told_in_a_line(capsys):
+    with open("corpus.jsonl", "w") as file:
+        file.write(40 * '{"text": "a"}\n')
+    flags = ["--preset", "smoke", "--data", "corpus.jsonl", "--cache", "cache", "--out", "one"]
+    assert call(train_lm, *flags, "--vocab-size", 257, "--max-seq-len", 200) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "do not fill one row of --max-seq-len 200: give more text" in error
+
+
 def test_scores_are_those_of_the_saved_model_on_the_whole_held_out_text():
     flags = ["--preset", "smoke", "--data", "corpus.jsonl", "--cache", "cache", "--out", "one"]
     assert call(train_lm, *flags, "--positions", "t5") == 0
@@ -154,12 +163,16 @@ def test_mistakes_are_told_in_a_line(flags, told, trained, capsys):
     assert not trained
 
 
-def test_other_settings_do_not_mix_with_a_run_that_was_begun(trained, capsys):
+def test_neither_other_settings_nor_another_text_mix_with_a_run_that_was_begun(trained, capsys):
     assert compare("--seeds", 1, "--schemes", "none") == 0
     for _ in range(2):  # finished or not
         assert compare("--seeds", 1, "--schemes", "none", "--resume", "--vocab-size", 310) == 2
         assert "was begun with --vocab-size 300" in capsys.readouterr().err
         Path("run/result.json").unlink(missing_ok=True)
+    with open("corpus.jsonl", "a") as file:
+        file.write('{"text": "one more"}\n')
+    assert compare("--seeds", 1, "--schemes", "none", "--resume") == 2
+    assert "run was begun with other data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,13 @@ def made(tmp_path_factory):
     torch.set_num_threads(1)
     folder, rng = tmp_path_factory.mktemp("sampling"), random.Random(0)
     words = ["the", "of", "nation", "people", "shall", "government", "year", "law"]
-    paragraphs = [" ".join(rng.choices(words, k=60)) + "." for _ in range(40)]
+    # No paragraph holds a piece of another: it has a word of its own at every second place
+    paragraphs = [
+        " ".join(
+            f"{word} {chr(97 + i % 26)}{chr(97 + i // 26)}x" for word in rng.choices(words, k=30)
+        )
+        for i in range(40)
+    ]
     (folder / "text.txt").write_text("\n\n".join(paragraphs))
     name, options = str(folder / "text.txt"), stream.StreamOptions(heldout_every=7)
     begun = {"data": name, "max_documents": None, "heldout_every": 7}

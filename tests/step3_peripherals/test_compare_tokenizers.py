@@ -107,6 +107,12 @@ def test_a_comparison_is_made_once_and_told_whole(capsys, monkeypatch):
     more = read("run/result.json")["metrics"]
     assert more["bits per byte of bpe at 60"]["n"] == 3 and "bytes per token of bpe at 70" in more
 
+    # But not from a text that has changed
+    with open("corpus.jsonl", "a") as file:
+        file.write('{"text": "One more."}\n')
+    assert call(*three, "--seeds", 4, "--sizes", 60, 70, "--resume") == 2
+    assert "run was begun with other data" in capsys.readouterr().err
+
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_facts_by_hand(name, tmp_path):

@@ -24,8 +24,13 @@ def test_zipfs_law_gives_back_its_exponent():
     counts = np.round(1e6 / np.arange(1, 200) ** 0.9).astype(int)
     text = np.repeat(np.arange(1, 200), counts)[None]
     assert degeneration.zipf(text) == pytest.approx(0.9, abs=1e-3)
-    with pytest.raises(ValueError, match="no ranks"):
-        degeneration.zipf(np.ones((2, 3), int))
+
+
+def test_one_token_over_and_over_has_no_ranks_and_is_measured_all_the_same():
+    found = degeneration.measure(np.ones((2, 9), int), np.ones((2, 9)))
+    assert found["repetition"] > 80 and np.isnan(found["zipf"])
+    assert "zipf" not in degeneration.metrics(found)
+    assert degeneration.table({"greedy": found}).endswith(" –")
 
 
 def test_surprise_is_the_cross_entropy_of_what_follows_the_prompt():

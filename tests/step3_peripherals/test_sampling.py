@@ -83,7 +83,7 @@ def test_the_likeliest_always_stays_and_no_logit_changes(logits, k, p):
 def test_warps_that_cut_nothing_off():
     logits = torch.randn(4, 9)
     for warp in (
-        partial(sampling.temperature, T=1.0),
+        partial(sampling.temperature, tau=1.0),
         partial(sampling.top_k, k=9),
         partial(sampling.top_p, p=1.0),
         partial(sampling.min_p, share=0.0),
@@ -126,12 +126,12 @@ def test_impossible_values(warp, value):
     "warps",
     [
         (),
-        (partial(sampling.temperature, T=0.5),),
+        (partial(sampling.temperature, tau=0.5),),
         (partial(sampling.top_k, k=3),),
         (partial(sampling.top_p, p=0.8),),
         (partial(sampling.min_p, share=0.2),),
         (partial(sampling.typical, mass=0.7),),
-        (partial(sampling.temperature, T=1.5), partial(sampling.top_k, k=6)),
+        (partial(sampling.temperature, tau=1.5), partial(sampling.top_k, k=6)),
     ],
 )
 def test_draws_by_chi_square(warps):

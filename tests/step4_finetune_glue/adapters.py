@@ -116,6 +116,7 @@ def summary_of_seeds(scores, predictions):
             "seconds": 1.0,
             "tokens": 1,
             "precision": "fp32",
+            "training": {},
         }
         for score, row in zip(scores.tolist(), predictions, strict=True)
     ]

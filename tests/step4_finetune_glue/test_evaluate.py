@@ -435,6 +435,17 @@ def test_predictions_for_other_data_are_refused(tmp_path, glue, fails):
     assert "its labels are not those of the data now" in fails("--runs", run, "--data", other)
 
 
+def test_a_run_that_diverged_has_no_score(tmp_path, glue, fails):
+    run = finetuned(tmp_path / "run", glue, "RTE")
+    file = run / "seed-1" / "predictions-dev.npz"
+    with np.load(file) as arrays:
+        logits, labels = arrays["logits"], arrays["labels"]
+    logits[3] = np.nan
+    np.savez(file, logits=logits, labels=labels)
+    line = fails("--runs", run, "--data", glue)
+    assert f"{file}: a logit is not a finite number; that run diverged" in line
+
+
 def test_two_runs_of_one_system_and_task_are_not_mixed(tmp_path, glue, fails):
     for name in ("one", "two"):
         finetuned(tmp_path / "runs" / name, glue, "WNLI")

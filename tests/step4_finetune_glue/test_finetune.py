@@ -16,6 +16,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from common import cli, engine
+from common.cli import UserError
 from step2_bert.model import BertForSequenceClassification
 from step4_finetune_glue import classifier, metrics, outcome, scoring, tasks
 from tests.step4_finetune_glue import small
@@ -224,10 +225,8 @@ def test_a_collapsed_seed_is_counted(flags, tmp_path):
     given = [*flags, *TRAIN, "--task", "RTE", "--learning-rate", 1e-9, "--dropout", 0]
     assert small.run("finetune", *given, "--seeds", 2) == 0
     result = small.result(tmp_path / "run")
-    counted = sum(
-        metrics.collapsed(predictions(tmp_path / "run", seed=s)["logits"].argmax(1)) for s in (0, 1)
-    )
-    assert result["collapsed"] == counted
+    said = [predictions(tmp_path / "run", seed=s)["logits"].argmax(1) for s in (0, 1)]
+    assert result["collapsed"] == sum(len(set(each.tolist())) == 1 for each in said) > 0
 
 
 def test_collapse_in_an_outcome():
@@ -235,6 +234,10 @@ def test_collapse_in_an_outcome():
     labels = {"dev": np.array([0, 1, 1, 1])}
     facts = outcome.of_seed(tasks.task("RTE"), {"dev": logits}, labels, state)
     assert facts["collapsed"] and facts["scores"] == {"accuracy": 25.0}
+    last = {"event": "train", "step": 9, "train/label_loss": 0.1, "train/label_accuracy": 0.97}
+    events = [{"event": "eval", "heldout/label_loss": 3.0}, {"event": "train"}, last]
+    trained = outcome.of_seed(tasks.task("RTE"), {"dev": logits}, labels, state, events)
+    assert outcome.over_seeds([trained])["last_steps"] == {"loss": [0.1], "accuracy": [0.97]}
     assert facts["seconds"] == 0.04  # a short run's are not 0, by which the benchmark would divide
     together = outcome.over_seeds([facts, facts | {"collapsed": False, "scores": {"accuracy": 75}}])
     assert together["collapsed"] == 1
@@ -244,6 +247,32 @@ def test_collapse_in_an_outcome():
     mean = together["metrics"]["accuracy"]["value"]
     assert outcome.target(together, mean).startswith("target reached: accuracy")
     assert outcome.target(together, mean + 0.1).startswith("target missed: accuracy")
+
+
+def test_what_the_first_seed_chose_by_measuring_holds_for_all(flags, tmp_path, monkeypatch):
+    given = [*flags, "--task", "RTE", "--epochs", 20, "--batch-size", 16, "--max-minutes", 2]
+    measured, planned = [], []
+    plan = engine.Trainer._plan
+
+    def measuring(trainer, precision):
+        measured.append((trainer.config.seed, precision))
+        return {"fp32": 20.0, "bf16": 10.0}[precision]
+
+    def planning(trainer):
+        plan(trainer)
+        planned.append((trainer.config.max_minutes, trainer.state.precision))
+
+    monkeypatch.setattr(engine.Trainer, "_measure", measuring)
+    monkeypatch.setattr(engine.Trainer, "_plan", planning)
+    assert small.run("finetune", *given, "--seeds", 2) == 0
+    assert measured == [(0, "fp32"), (0, "bf16")]  # two minutes are for both seeds
+    assert planned == [(1.0, "bf16"), (None, "bf16")]
+    found = small.result(tmp_path / "run")
+    assert found["precision"] == "bf16" and found["config"]["max_steps"] == 10  # the least
+    # A seed that is added does as they did
+    assert small.run("finetune", *given, "--seeds", 3, "--resume") == 0
+    assert len(measured) == 2 and planned[2] == (None, "bf16")
+    assert small.result(tmp_path / "run")["metrics"]["accuracy"]["n"] == 3
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -393,6 +422,24 @@ def test_configurations_that_are_damaged(change, told, flags, bert, tmp_path, fa
     (tmp_path / "bert" / "config.json").write_text(json.dumps(raw))
     given = [*flags, "--task", "RTE", "--model", tmp_path / "bert", "--impl", "hf"]
     assert told in fails(*given)
+
+
+@pytest.mark.parametrize("content", ['{"do_lower_case": tr', "[1]"])
+def test_a_damaged_configuration_of_a_tokenizer(content, flags, bert, tmp_path, fails):
+    shutil.copytree(bert, tmp_path / "bert")
+    file = tmp_path / "bert" / "tokenizer_config.json"
+    file.write_text(content)
+    line = fails(*flags, "--task", "RTE", "--model", tmp_path / "bert")
+    assert f"{file} is damaged: it holds no JSON object" in line
+
+
+def test_classes_that_are_not_named_by_number(bert, tmp_path):
+    folder = tmp_path / "rte"
+    classifier.load(bert, 2).save(folder, bert)
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(raw | {"id2label": ["a", "b"]}))
+    with pytest.raises(UserError, match=r"config\.json: id2label must be an object, not \['a'"):
+        classifier.load(folder, 2)
 
 
 def test_a_tokenizer_without_cls_and_sep(flags, bert, tmp_path, fails):
