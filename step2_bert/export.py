@@ -7,6 +7,7 @@ command, and what it scores. Nothing in it is typed by hand.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,8 @@ class Config:
     out: str = ""
     """Directory to write."""
     before: tuple[str, ...] = ()
-    """Runs that this one went on from, in order, to be told in the card; they may be unfinished."""
+    """Runs that this one went on from, in order, to be told in the card; they may be unfinished, or
+    directories that this script wrote."""
     scores: str = ""
     """Run of evaluate.py with this model, whose scores the card shows, where the run's own are of
     masks that nobody else uses; default: the run's own."""
@@ -35,7 +37,7 @@ class Config:
 def main(config: Config) -> None:
     if not config.out:
         raise UserError("--out: say where to write the model")
-    stages = [stage(Path(run)) for run in (*config.before, config.run)]
+    stages = [line for run in (*config.before, config.run) for line in told(Path(run))]
     out, last = Path(config.out), Path(config.run) / "model"
     result = read(Path(config.scores or config.run) / "result.json")
     scored = result["model"]["name"] if config.scores else str(last)
@@ -54,6 +56,13 @@ def read(path: Path) -> dict:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise UserError(f"{path} cannot be read: give a run of pretrain.py") from None
+
+
+def told(run: Path) -> list[str]:
+    """The lines of the card on what a run did, or on all that an exported model went through."""
+    if (run / "README.md").is_file():
+        return re.findall(r"(?m)^\d+\. (.+)$", (run / "README.md").read_text(encoding="utf-8"))
+    return [stage(run)]
 
 
 def stage(run: Path) -> str:
@@ -82,7 +91,7 @@ def card(name: str, model: BertForPreTraining, stages: list[str], last: dict) ->
         f"| {label(metric, entry)} | {mean_and_sd(entry)} |"
         for metric, entry in last["metrics"].items()
     )
-    told = "\n".join(f"{i}. {line}" for i, line in enumerate(stages, start=1))
+    numbered = "\n".join(f"{i}. {line}" for i, line in enumerate(stages, start=1))
     return f"""---
 language: en
 license: apache-2.0
@@ -100,7 +109,7 @@ Open it with `transformers.AutoModelForPreTraining.from_pretrained(...)`, or her
 
 ## Training
 
-{told}
+{numbered}
 
 ## Scores
 

@@ -721,6 +721,11 @@ def test_a_kept_model_is_bf16_with_a_card_of_its_runs(data, trained, tmp_path, f
     assert call("export", *flags, "--scores", tmp_path / "e") == 0
     card = (tmp_path / "kept" / "README.md").read_text()
     assert result(tmp_path / "e")["command"] in card and "| baseline MLM loss (nats) ↓ |" in card
+    # One that goes on from an exported model tells what that one went through, in its place
+    again = ["--run", trained, "--before", tmp_path / "kept", "--out", tmp_path / "kept"]
+    assert call("export", *again) == 0
+    longer = (tmp_path / "kept" / "README.md").read_text()
+    assert longer.count(f"`{result(trained)['command']}`: ") == 3 and "\n3. `" in longer
     kept = load_file(tmp_path / "kept" / "model.safetensors")
     assert {value.dtype for value in kept.values()} == {torch.bfloat16}
     assert torch.equal(
