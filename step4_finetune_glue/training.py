@@ -11,13 +11,14 @@ from tokenizers import Tokenizer
 
 from common import batching, cli, engine, runs
 from common.cli import UserError
+from step1_transformer.budget import PlanFlags
 from step4_finetune_glue import classifier, outcome, prediction, recipe, tasks
 from step4_finetune_glue.encoding import Encoded, sample
 from step4_finetune_glue.tasks import Rows, Task
 
 
 @dataclass
-class Config(engine.TrainConfig):
+class Config(engine.TrainConfig, PlanFlags):
     task: str = "rt"
     """CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI, or rt (film reviews)."""
     data: str = "glue"
@@ -94,6 +95,7 @@ NO_RECIPE = {  # what is the same recipe whatever they say, or named already
     *("preset", "data", "out", "seed", "resume", "tracker", "task", "model", "impl", "pooling"),
     *("random", "seeds", "micro_batch_size", "slice_minutes", "compile", "eval_every"),
     *("log_every", "save_minutes", "predict_test", "keep_models"),
+    *("plan", "n_devices", "utilisation", "price"),
 }
 
 

@@ -12,7 +12,7 @@ from step4_finetune_glue.tasks import Task
 
 SCRIPT = Path(__file__).resolve().parent / "finetune.py"
 TAKEN = {"out", "resume", "seed", "seeds", "preset", "task", "data", "model", "precision",
-         "slice_minutes"}  # fmt: skip
+         "slice_minutes", "plan"}  # fmt: skip
 Todo = Iterable[tuple[Path, int, tuple[str, ...]]]  # folder, seed, flags of its own
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -491,6 +492,24 @@ def test_the_preset_of_a_laptop_needs_no_files():
 
 
 # --- what a run says of itself --------------------------------------------------------------------
+
+
+def test_a_plan_says_what_it_costs_and_starts_nothing(tmp_path, capfd, monkeypatch, fails):
+    """BERT-base has 85 M weights in matrices of its layers: 6 FLOPs a token each, and attention."""
+    monkeypatch.chdir(tmp_path)
+    assert small.run("finetune", "--preset", "paper", "--plan", "h100") == 0
+    told = capfd.readouterr().out
+    steps = 3 * -(-392_702 // 32)
+    assert f"MNLI, bert-base-uncased: 109.5 M parameters, 5 seeds of {steps:,} steps" in told
+    tokens = 5 * steps * 32 * 128
+    flops = float(re.search(r"([\d.e+]+) FLOPs", told)[1])
+    assert flops == pytest.approx(tokens * (6 * 85.05e6 + 12 * 12 * 768 * 128), rel=5e-3)
+    assert all(word in told for word in ("GB", "hours", "cost"))
+    assert small.run("finetune", "--plan", "t4", "--task", "RTE", "--train-limit", 100) == 0
+    assert "RTE, minilm: 22.7 M parameters, 3 seeds of 12 steps" in capfd.readouterr().out
+    assert "AX has nothing to train on" in fails("--plan", "h100", "--task", "AX")
+    assert "known: t4," in fails("--plan", "abacus")
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_recipes_have_two_names_and_one_recipe_has_one_for_every_task(flags, tmp_path):
