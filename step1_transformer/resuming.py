@@ -37,9 +37,12 @@ def check(folder: Path, settings: dict[str, Any], free: Set[str]) -> None:
     begun = read(folder / "config.json")
     now = json.loads(json.dumps(settings))
     for name in sorted(now.keys() - free - ALWAYS_FREE):
-        if begun.get(name) != now[name]:
-            flag = f"--{name.replace('_', '-')} {begun.get(name)}"
-            raise UserError(f"{folder} was begun with {flag}: go on so, or choose another --out")
+        flag = f"--{name.replace('_', '-')}"
+        if name not in begun:
+            raise UserError(f"{folder} was begun before there was {flag}: choose another --out")
+        if begun[name] != now[name]:
+            told = f"{flag} {begun[name]}: go on so, or choose another --out"
+            raise UserError(f"{folder} was begun with {told}")
 
 
 def record(
@@ -50,7 +53,9 @@ def record(
     Raises UserError if it was begun with `what`: what is done would stand beside what is not.
     """
     data.record(run.path, facts, name)
-    if read(run.path / "config.json")[name] != json.loads(json.dumps(facts)):
+    begun = read(run.path / "config.json")[name]
+    place = {"name": None, "kind": None}  # the same text may be had from somewhere else
+    if begun | place != json.loads(json.dumps(facts)) | place:
         raise UserError(f"{run.path} was begun with {what}: choose another --out")
 
 

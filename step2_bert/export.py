@@ -59,10 +59,17 @@ def read(path: Path) -> dict:
 
 
 def told(run: Path) -> list[str]:
-    """The lines of the card on what a run did, or on all that an exported model went through."""
-    if (run / "README.md").is_file():
-        return re.findall(r"(?m)^\d+\. (.+)$", (run / "README.md").read_text(encoding="utf-8"))
-    return [stage(run)]
+    """The lines of the card on what a run did, or on all that an exported model went through.
+
+    Raises UserError for a README.md that this script did not write.
+    """
+    file = run / "README.md"
+    if not file.is_file():
+        return [stage(run)]
+    _, _, told = file.read_text(encoding="utf-8").partition("## Training\n")
+    if not (lines := re.findall(r"(?m)^\d+\. (.+)$", told.partition("## Scores")[0])):
+        raise UserError(f"{file} has no list of trainings: give runs of pretrain.py")
+    return lines
 
 
 def stage(run: Path) -> str:

@@ -36,6 +36,8 @@ class Config(engine.TrainConfig):
     """Dropout of hidden states and attention, whatever the checkpoint was pretrained with."""
     max_seq_len: int = 128
     """Longest sentence in tokens; longer ones are cut."""
+    max_minutes: float | None = None
+    """Minutes to train a seed; the steps that the first one has time for are those of all."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -79,11 +81,10 @@ def main(config: Config) -> None:
     scores, tokens, seconds = [], 0, 0.0
     budget = subruns.Slice(config.slice_minutes)
     # The first seed measures, if it is asked to; what it chooses is all seeds'
-    minutes = config.max_minutes and config.max_minutes / config.seeds
-    plan = dict(max_steps=steps, max_minutes=minutes)
+    chosen = dict(max_steps=steps)
     for seed in seeds:
         out = whole.path / f"seed-{seed}"
-        one = dataclasses.replace(config, seed=seed, out=str(out), **plan)
+        one = dataclasses.replace(config, seed=seed, out=str(out), **chosen)
         engine.seed_everything(seed)
         model = BertForSequenceClassification.from_pretrained(
             checkpoint, n_classes, dropout=config.dropout, attention_dropout=config.dropout
@@ -113,7 +114,7 @@ def main(config: Config) -> None:
         except cli.Interrupted as stop:  # it tells how to go on with this seed alone
             told = f"stopped at seed {seed}; go on with:\n{cli.resume_command(whole.path)}"
             raise cli.Interrupted(stop.signum, told) from None
-        plan |= dict(precision=state.precision, max_steps=state.total_steps, max_minutes=None)
+        chosen |= dict(precision=state.precision, max_steps=state.total_steps, max_minutes=None)
         accelerator.free_memory()
         scores.append(100 * score(model, test)["label_accuracy"])
         tokens, seconds = tokens + state.tokens, seconds + state.seconds

@@ -702,21 +702,21 @@ DRILLS = [
     Drill(
         s.source_shares,
         lambda: {
-            "T = 2": (torch.tensor([1e6, 1e4, 1e2], dtype=torch.double), 2.0),
+            "tau = 2": (torch.tensor([1e6, 1e4, 1e2], dtype=torch.double), 2.0),
             "by size": (torch.tensor([300.0, 100.0], dtype=torch.double), 1.0),
-            "large, T = 0.02": (torch.tensor([1e9, 9e8], dtype=torch.double), 0.02),
+            "large, tau = 0.02": (torch.tensor([1e9, 9e8], dtype=torch.double), 0.02),
         },
         {
-            "this is right for T = 1 alone": lambda sizes, T: s.source_shares(sizes, 1.0),
+            "this is right for tau = 1 alone": lambda sizes, tau: s.source_shares(sizes, 1.0),
             "the power is 1/tau, not tau: a higher temperature is to flatten": (
-                lambda sizes, T: s.source_shares(sizes, 1 / T)
+                lambda sizes, tau: s.source_shares(sizes, 1 / tau)
             ),
             "a power of the sizes, not of e: take their log first": (
-                lambda sizes, T: (sizes / T).softmax(-1)
+                lambda sizes, tau: (sizes / tau).softmax(-1)
             ),
-            "they do not add up to 1": lambda sizes, T: sizes ** (1 / T),
+            "they do not add up to 1": lambda sizes, tau: sizes ** (1 / tau),
             "size^(1/tau) overflows: softmax of log(size) / tau": (
-                lambda sizes, T: sizes ** (1 / T) / (sizes ** (1 / T)).sum()
+                lambda sizes, tau: sizes ** (1 / tau) / (sizes ** (1 / tau)).sum()
             ),
         },
     ),

@@ -25,9 +25,9 @@ from step3_peripherals.positions import SCHEMES
 
 SCRIPT = Path(__file__).resolve().parent / "train_lm.py"
 SAME = ("data", "max_documents", "heldout_every", "vocab_size", "max_seq_len", "max_steps",
-        "batch_size", "learning_rate", "cache")  # fmt: skip
-TAKEN = {*SAME, "precision", "out", "resume", "seed", "positions", "score_lengths", "optimizer",
-         "preset", "micro_batch_size", "eval_every", "slice_minutes"}  # fmt: skip
+        "batch_size", "learning_rate", "precision", "cache")  # fmt: skip
+TAKEN = {*SAME, "out", "resume", "seed", "positions", "score_lengths", "optimizer", "preset",
+         "micro_batch_size", "eval_every", "slice_minutes"}  # fmt: skip
 TARGET = 1.1  # ALiBi's perplexity at the longest rows, at most, as a multiple of that as trained
 
 
@@ -53,8 +53,8 @@ class Config(cli.RunConfig):
     """Rows in an optimizer step."""
     learning_rate: float = 3e-3
     """Peak learning rate of AdamW, which has the embeddings; Muon has the matrices."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of matrix products; auto: what the first training measures to be faster."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of matrix products, the same for all."""
     settings: tuple[str, ...] = ()
     """More flags of train_lm.py for every training, as in: d-model=256 n-layers=4."""
     seeds: int = 1
@@ -82,7 +82,7 @@ class Config(cli.RunConfig):
 PRESETS = {
     "smoke": dict(
         schemes=("learned", "alibi"), seeds=2, max_steps=5, batch_size=4, vocab_size=300,
-        max_documents=50, max_seq_len=32, score_lengths=(32, 64), precision="fp32",
+        max_documents=50, max_seq_len=32, score_lengths=(32, 64),
         settings=("n-layers=1", "d-model=32"),
     ),
     "cpu": {},
@@ -111,13 +111,9 @@ def main(config: Config) -> None:
     # Train: what is done is never done again; seeds outside, so that all can be compared early
     seeds = range(config.seed, config.seed + config.seeds)
     todo = [(n, run.path / n / f"seed-{seed}", seed) for seed in seeds for n in config.schemes]
-    budget = subruns.Slice(config.slice_minutes)
-    at_once = dict(at_once=config.parallel, quiet=config.parallel > 1)
     try:
-        subruns.call_all(trainings(config, todo[:1], budget, config.precision), **at_once)
-        # What the first one found to be faster is the arithmetic of all, or they do not compare
-        chosen = resuming.read(todo[0][1] / "result.json")["precision"]
-        subruns.call_all(trainings(config, todo[1:], budget, chosen), **at_once)
+        commands = trainings(config, todo, subruns.Slice(config.slice_minutes))
+        subruns.call_all(commands, at_once=config.parallel, quiet=config.parallel > 1)
     except cli.Interrupted as stop:
         told = f"{stop}; go on with:\n{cli.resume_command(run.path)}"
         raise cli.Interrupted(stop.signum, told) from None
@@ -172,19 +168,17 @@ def main(config: Config) -> None:
         tokens=sum(one["tokens"] for one in trained),
         seconds=round(sum(one["seconds"] for one in trained), 1),
         tokens_per_second=round(statistics.median(speed.values())),
-        precision=chosen,
+        precision=config.precision,
         seeds=list(seeds),
         config=cli.as_dict(config),
     )
 
 
-def trainings(
-    config: Config, todo: list, budget: subruns.Slice, precision: str
-) -> Iterator[list[str]]:
+def trainings(config: Config, todo: list, budget: subruns.Slice) -> Iterator[list[str]]:
     """The commands of all trainings that are not finished."""
     same = {n: value for n in SAME if (value := getattr(config, n)) is not None}
     same |= dict(optimizer="muon", micro_batch_size=config.batch_size, preset="cpu")
-    same |= dict(eval_every=-(-config.max_steps // 3), precision=precision)
+    same |= dict(eval_every=-(-config.max_steps // 3))
     for name, folder, seed in todo:
         if (folder / "result.json").exists():
             continue

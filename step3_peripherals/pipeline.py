@@ -37,7 +37,8 @@ class Config(cli.RunConfig):
     """Languages to keep (ISO 639-1); rules are tuned for en and zh."""
     plant: float | None = None
     """Share of the documents to plant known faults in, to measure how many are found: the shards
-    are then for measuring, not for training. Default: 0.1 in the default corpus, else none."""
+    are then for measuring, not for training. Default: 0.1 in the default corpus, else none (but in
+    the smoke preset half)."""
     bands: int = 14
     """Bands of the MinHash signature: more find more near-duplicates."""
     rows: int = 8

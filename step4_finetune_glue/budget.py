@@ -11,7 +11,7 @@ from step2_bert.model import BertConfig, BertForSequenceClassification
 from step4_finetune_glue import classifier, recipe, tasks
 from step4_finetune_glue.training import Config
 
-PUBLISHED = re.compile(r"(?:google-bert/)?bert-(base|large)-(?:un)?cased")  # no need to have them
+PUBLISHED = re.compile(r"(?:google-bert/)?bert-(base|large)-uncased")  # no need to have them
 
 
 def shape(model: str) -> BertConfig:

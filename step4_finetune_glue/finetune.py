@@ -67,13 +67,14 @@ def main(config: Config) -> None:
     seeds = range(config.seed, config.seed + config.seeds)
     folders = {seed: whole.path / f"seed-{seed}" for seed in seeds}
     todo = [seed for seed in seeds if not (folders[seed] / outcome.FILE).exists()]
-    time = subruns.Slice(config.slice_minutes)
+    minutes = subruns.Slice(config.slice_minutes)
     # What the first seed chose by measuring, its precision and --max-minutes' steps, is all seeds'
-    plan = {} if config.seed in todo else outcome.plan(folders[config.seed])
+    done = [folders[seed] for seed in seeds if seed not in todo]
+    chosen = outcome.chosen(done[0]) if done else {}
     for seed in todo:
         try:
-            state = trial.run(seed, folders[seed], accelerator, time.left(), plan)
-            plan = plan or dict(precision=state.precision, max_steps=state.total_steps)
+            state = trial.run(seed, folders[seed], accelerator, minutes.left(), chosen)
+            chosen = chosen or dict(precision=state.precision, max_steps=state.total_steps)
         except (KeyboardInterrupt, cli.Interrupted) as stop:  # this tells how to go on with all
             told = f"stopped at seed {seed}; go on with:\n{cli.resume_command(whole.path)}"
             raise cli.Interrupted(getattr(stop, "signum", signal.SIGINT), told) from None

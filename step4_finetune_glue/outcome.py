@@ -5,7 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common import engine
+from common.cli import UserError
 from common.report import mean_and_sd
 from common.runs import metric
 from step1_transformer import resuming
@@ -21,7 +24,11 @@ def of_seed(
     """Scores on every dev set, the first one's under the metric's bare name; what it took.
 
     Of the `events` of the training those of its last steps: whether it knows its rows by heart.
+    Raises UserError for logits of a run that diverged.
     """
+    for split, found in logits.items():
+        if not np.isfinite(found).all():  # argmax would make classes of them
+            raise UserError(f"{task.name}, {split}: a logit is not a finite number; it diverged")
     scores = {}
     for split in task.dev_splits:
         if split in logits:
@@ -47,11 +54,17 @@ def of_seed(
 
 
 def read(folders: Iterable[Path]) -> list[dict[str, Any]]:
-    """What `of_seed` said, in each of the folders."""
-    return [resuming.read(folder / FILE) for folder in folders]
+    """What `of_seed` said, in each of the folders. Raises UserError for what says less."""
+    found = []
+    for folder in folders:
+        found.append(resuming.read(folder / FILE))
+        if not {"scores", "steps", "training"} <= found[-1].keys():
+            told = "delete it and go on with --resume, or choose another --out"
+            raise UserError(f"{folder / FILE} is of an older version, which kept less: {told}")
+    return found
 
 
-def plan(folder: Path) -> dict[str, Any]:
+def chosen(folder: Path) -> dict[str, Any]:
     """What the seed in this folder chose for itself, for others to do the same."""
     (found,) = read([folder])
     return {"precision": found["precision"], "max_steps": found["steps"]}

@@ -66,6 +66,8 @@ class Config(engine.TrainConfig, PlanFlags):
     """Keep each seed's model, in seed-N/model."""
     max_steps: int | None = None
     """Optimizer steps to train; default: as many as the epochs have."""
+    max_minutes: float | None = None
+    """Minutes to train a seed; the steps that the first one has time for are those of all."""
     eval_every: int | None = None
     """Optimizer steps between evaluations on the dev set; default: an epoch."""
 
@@ -182,19 +184,16 @@ class Trial:
         folder: Path,
         accelerator,
         minutes: float | None,
-        plan: dict[str, Any] | None = None,
+        chosen: dict[str, Any] | None = None,
     ) -> engine.State:
         """Train one seed in `folder`, predict all splits and write them and `outcome.FILE`.
 
-        `minutes` is what is left of the slice. Without a `plan`, {"precision", "max_steps"}, it
-        measures what to choose, and has its share of --max-minutes. Raises `cli.Interrupted` as
-        `engine.train` does.
+        `minutes` is what is left of the slice. Where {"precision", "max_steps"} are not `chosen`
+        yet, it measures. Raises `cli.Interrupted` as `engine.train` does.
         """
-        config = self.config
-        share = config.max_minutes and config.max_minutes / config.seeds
-        chosen = dict(max_minutes=None, **plan) if plan else dict(max_minutes=share)
         own = dict(seed=seed, seeds=1, out=str(folder), slice_minutes=minutes)
-        config = dataclasses.replace(config, **own, **chosen)
+        own |= dict(max_minutes=None, **chosen) if chosen else {}
+        config = dataclasses.replace(self.config, **own)
         main = accelerator.is_main_process
         engine.seed_everything(seed)
         model = classifier.load(

@@ -81,13 +81,6 @@ def test_a_comparison(trained, capsys):
     assert not entry["higher_is_better"]
 
 
-def test_all_schemes_have_the_arithmetic_that_the_first_one_chose(trained):
-    assert compare("--seeds", 1, "--schemes", "none", "alibi", "--precision", "auto") == 0
-    chosen = read("run/result.json")["precision"]
-    used = [read(f"run/{name}/seed-0/config.json")["precision"] for name in ("none", "alibi")]
-    assert used == ["auto", chosen] and chosen in ("fp32", "bf16")
-
-
 def test_what_is_done_is_not_done_again(trained, capsys, monkeypatch):
     assert compare("--seeds", 1, "--schemes", "none", "rope") == 0
     trained.clear()

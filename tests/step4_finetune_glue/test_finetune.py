@@ -248,6 +248,9 @@ def test_collapse_in_an_outcome():
     mean = together["metrics"]["accuracy"]["value"]
     assert outcome.target(together, mean).startswith("target reached: accuracy")
     assert outcome.target(together, mean + 0.1).startswith("target missed: accuracy")
+    broken = {"dev": np.where(np.arange(2) < 1, np.nan, logits)}
+    with pytest.raises(UserError, match="RTE, dev: a logit is not a finite number"):
+        outcome.of_seed(tasks.task("RTE"), broken, labels, state)
 
 
 def test_what_the_first_seed_chose_by_measuring_holds_for_all(flags, tmp_path, monkeypatch):
@@ -266,13 +269,14 @@ def test_what_the_first_seed_chose_by_measuring_holds_for_all(flags, tmp_path, m
     monkeypatch.setattr(engine.Trainer, "_measure", measuring)
     monkeypatch.setattr(engine.Trainer, "_plan", planning)
     assert small.run("finetune", *given, "--seeds", 2) == 0
-    assert measured == [(0, "fp32"), (0, "bf16")]  # two minutes are for both seeds
-    assert planned == [(1.0, "bf16"), (None, "bf16")]
+    assert measured == [(0, "fp32"), (0, "bf16")]
+    assert planned == [(2.0, "bf16"), (None, "bf16")]
     found = small.result(tmp_path / "run")
-    assert found["precision"] == "bf16" and found["config"]["max_steps"] == 10  # the least
-    # A seed that is added does as they did
+    assert found["precision"] == "bf16" and found["config"]["max_steps"] == 11  # in two minutes
+    # A seed that is added does as they did, and one that is done anew
+    (tmp_path / "run" / "seed-0" / "scores.json").unlink()
     assert small.run("finetune", *given, "--seeds", 3, "--resume") == 0
-    assert len(measured) == 2 and planned[2] == (None, "bf16")
+    assert len(measured) == 2 and planned[2:] == [(None, "bf16")] * 2
     assert small.result(tmp_path / "run")["metrics"]["accuracy"]["n"] == 3
 
 
