@@ -564,7 +564,7 @@ DRILLS = [
             "another base": (floats(5, 4), 100.0),
         },
         {
-            "neighbours are turned as pairs; Llama's are m and m + d/2": _neighbours,
+            "neighbours are turned as pairs; here they are m and m + d/2": _neighbours,
             "turned the other way: the angle's sign": _turned(sign=-1),
             "positions count from 0": _turned(first=1),
             "the exponent is -2m/d: the 2 is missing": _turned(power=1),

@@ -111,8 +111,8 @@ def t5_buckets(distance: Tensor, n_buckets: int, max_distance: int) -> Tensor:
 def rope(x: Tensor, base: float) -> Tensor:
     """(..., T, d) -> (..., T, d): the vector at position i = 0, 1, ... turned (arXiv:2104.09864).
 
-    Llama's pairs are the dimensions (m, m + d/2). Pair m turns by the angle i base^(-2m/d):
-    (a, b) -> (a cos - b sin, b cos + a sin).
+    Pairs are the dimensions (m, m + d/2), as in transformers' Llama. Pair m turns by the angle
+    i base^(-2m/d): (a, b) -> (a cos - b sin, b cos + a sin).
     """
     raise NotImplementedError
 

@@ -143,8 +143,8 @@ class RoPE(NoPositions):
     theta_m = 10000^(-2m/d_k): a turned q_i k_j^T depends on j - i alone (Su et al. 2021,
     arXiv:2104.09864, equations 13 to 16 and 34).
 
-    The paper's pairs are neighbours, dimensions (2m, 2m+1): `interleaved`. Llama's are
-    (m, m + d_k/2), the same but for the order of dimensions.
+    The paper's pairs are neighbours, dimensions (2m, 2m+1): `interleaved`. Those of Llama in
+    `transformers` are (m, m + d_k/2), the same but for the order of dimensions.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Rules of thumb that tell text from the rest of the web, each a small pure function.
 
 C4 (Raffel et al. 2020, arXiv:1910.10683, section 2.2) throws out lines, and documents of which too
-little is left. Gopher (Rae et al. 2021, arXiv:2112.11446, Table A1) throws out whole documents:
+little is left. Gopher (Rae et al. 2021, arXiv:2112.11446, A.1.1) throws out whole documents:
 those that repeat themselves, and those whose words, symbols or lines have unlikely statistics.
 Decisions are those of datatrove's filters, given the same words, sentences and thresholds, but for
 one rule: Gopher wants 80 % of the words to hold a letter, and datatrove counts every comma as a

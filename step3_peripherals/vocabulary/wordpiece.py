@@ -8,11 +8,12 @@ same vocabulary: byte-pair encoding, which merges the pair that is most frequent
 
     argmax f(ab)
 
-With `likelihood=True`, it is the score that Schuster & Nakajima 2012 describe and the Hugging Face
-course teaches: the merge that most raises the likelihood of the text, per occurrence, under a model
-in which symbols are independent,
+With `likelihood=True`, it is the score that the Hugging Face course teaches: the merge of which one
+occurrence most raises the likelihood, under a model in which symbols are independent,
 
     argmax log P(ab) / (P(a) P(b))  =  argmax f(ab) / (f(a) f(b))
+
+(Schuster & Nakajima 2012 say that the likelihood of the whole text counts, f(ab) times as much.)
 """
 
 import math
