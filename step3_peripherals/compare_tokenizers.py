@@ -42,8 +42,11 @@ class Config(cli.RunConfig):
     algorithms: tuple[str, ...] = tuple(ALGORITHMS)
     """What to compare."""
     sizes: tuple[int, ...] = (1024, 2048, 4096, 8192, 16_384, 32_768)
-    """Sizes of vocabulary; those that a text has too many characters or too few words for are
-    skipped."""
+    """Sizes of vocabulary, of which a text may have use for the smaller ones only."""
+    alphabet_share: float = 0.75
+    """As many different characters as this share of a vocabulary, the commonest, are in it at most:
+    others are unknown to it. (Byte-level BPE knows all; WordPiece has letters twice, at the
+    beginning of a word and inside.)"""
     lm_sizes: tuple[int, ...] = (1024, 4096, 16_384)
     """Of these, the ones that language models are trained on."""
     teraflops: float = 1.0
@@ -80,6 +83,7 @@ class Config(cli.RunConfig):
         for name in above:
             cli.check(self, name, "above 0", lambda value: value > 0)
         cli.check(self, "dropout", "between 0 and 1", lambda value: 0 <= value <= 1)
+        cli.check(self, "alphabet_share", "above 0, at most 1", lambda value: 0 < value <= 1)
         cli.check(self, "alpha", "from 0 to 1000", lambda value: 0 <= value <= 1000)
         cli.check(self, "d_model", "a multiple of 32", lambda value: value > 0 and value % 32 == 0)
         if unknown := [name for name in self.algorithms if name not in ALGORITHMS]:
@@ -123,10 +127,14 @@ def main(config: Config) -> None:
     say(f"{config.data}: {len(text.train):,} passages to learn from; {told}")
 
     # Vocabularies
-    facts = {}
+    facts, last = {}, {}
     for name, size in [(name, size) for name in config.algorithms for size in config.sizes]:
         folder = run.path / "vocabularies" / f"{name}-{size}"
-        found = tokenizer_study.build(name, size, text, folder, config.repeats)
+        if all_of := tokenizer_study.exhausted(last.get(name)):
+            found = {"skipped": f"no larger one: this text has use for {all_of:,} tokens"}
+        else:
+            options = (config.repeats, config.alphabet_share)
+            found = last[name] = tokenizer_study.build(name, size, text, folder, *options)
         facts[name, size] = found
         say(f"{name} {size:,}: {found.get('skipped') or 'learned'}")
     built = tokenizer_table.measured(facts)

@@ -116,14 +116,30 @@ class Algorithm:
     library: Callable[[Path], Callable[[str], list[int]]]
     options: dict[str, Any]
     forgets_gaps: bool = False
+    has_bytes: bool = False
 
-    def train(self, texts: Iterable[str], vocab_size: int):
-        return self.kind.train(texts, vocab_size, **self.options)
+    def train(self, texts: list[str], vocab_size: int, alphabet_share: float) -> tuple[Any, int]:
+        """The tokenizer, and how many characters were left out, of which it never heard: all but
+        the commonest, where they would be more than that share of the vocabulary (SentencePiece's
+        character_coverage, BpeTrainer's limit_alphabet)."""
+        rare = [] if self.has_bytes else by_frequency(texts)[int(alphabet_share * vocab_size) :]
+        if rare:
+            gone = dict.fromkeys(map(ord, rare), " ")
+            texts = [text.translate(gone) for text in texts]
+        return self.kind.train(texts, vocab_size, **self.options), len(rare)
+
+
+def by_frequency(texts: list[str]) -> list[str]:
+    """The characters of the texts, the commonest first."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text)
+    return sorted(counts, key=lambda character: (-counts[character], character))
 
 
 ALGORITHMS = {
     "bpe": Algorithm(BPE, _unknown_characters, _library_tokenizer, {}),
-    "byte-level": Algorithm(ByteLevelBPE, lambda *_: (), _library_tokenizer, {}),
+    "byte-level": Algorithm(ByteLevelBPE, lambda *_: (), _library_tokenizer, {}, has_bytes=True),
     "wordpiece": Algorithm(
         WordPiece, _unknown_words, _library_tokenizer, {"lowercase": False}, forgets_gaps=True
     ),
@@ -134,8 +150,13 @@ ALGORITHMS = {
 # --- measuring -----------------------------------------------------------------------------------
 
 
-def build(name: str, vocab_size: int, text: Text, folder: Path, repeats: int) -> dict[str, Any]:
+def build(
+    name: str, vocab_size: int, text: Text, folder: Path, repeats: int, alphabet_share: float = 1.0
+) -> dict[str, Any]:
     """Learn a vocabulary into `folder`, and measure it on the held-out text; or say why not.
+
+    It is smaller than `vocab_size` where the text has no use for more. `left_out` characters are
+    unknown to it, see `Algorithm.train`.
 
     The facts, which are also written there: {"skipped": why}, or `training_seconds` (of processor
     time), the numbers that `measure` has, and the `seconds` that both took.
@@ -146,10 +167,7 @@ def build(name: str, vocab_size: int, text: Text, folder: Path, repeats: int) ->
         return read_json(file)
     algorithm, begun, start = ALGORITHMS[name], time.monotonic(), time.process_time()
     try:
-        tokenizer = algorithm.train(text.train, vocab_size)
-        if (found := tokenizer.vocab_size) < vocab_size:
-            told = f"a vocabulary of {vocab_size:,} is too large: this text has use for {found:,}"
-            raise UserError(f"{told} tokens")
+        tokenizer, left_out = algorithm.train(text.train, vocab_size, alphabet_share)
     except UserError as error:
         if "too small" not in str(error) and "too large" not in str(error):
             raise
@@ -159,9 +177,18 @@ def build(name: str, vocab_size: int, text: Text, folder: Path, repeats: int) ->
         seconds = time.process_time() - start
         tokenizer.save(folder)
         facts = {"training_seconds": seconds} | measure(algorithm, text, folder, repeats)
+        facts |= {"asked": vocab_size, "left_out": left_out}
         facts["seconds"] = round(time.monotonic() - begun, 1)
     runs.write_json(file, facts)
     return facts
+
+
+def exhausted(facts: dict[str, Any] | None) -> int:
+    """The size of a vocabulary that fell short though no character was left out, which is all that
+    this text can give; 0 of another."""
+    if not facts or "skipped" in facts or facts["left_out"]:
+        return 0
+    return facts["vocab_size"] * (facts["vocab_size"] < facts["asked"])
 
 
 def measure(algorithm: Algorithm, text: Text, folder: Path, repeats: int) -> dict[str, Any]:

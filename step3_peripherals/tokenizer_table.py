@@ -62,12 +62,17 @@ def rows(facts: Facts, unit: str) -> list[list[str]]:
 
 
 def skipped(facts: Facts) -> list[str]:
-    """Why there is no line for some: a sentence for each algorithm and reason."""
+    """Why there is no line for some, a sentence for each algorithm and reason; and which are
+    smaller than asked for."""
     sizes = defaultdict(list)
     for (name, size), found in facts.items():
         if "skipped" in found:
             sizes[name, found["skipped"].partition(": ")[2]].append(f"{size:,}")
-    return [f"no {name} of {', '.join(n)}: {reason}" for (name, reason), n in sizes.items()]
+    told = [f"no {name} of {', '.join(n)}: {reason}" for (name, reason), n in sizes.items()]
+    for (name, size), found in measured(facts).items():
+        if found["vocab_size"] < size:
+            told.append(f"{name} of {size:,} has {found['vocab_size']:,} tokens")
+    return told
 
 
 def lm_table(scores: Scores) -> str:
@@ -119,10 +124,11 @@ def plot(facts: Facts, trained: Scores, sampled: Scores, title: str, path: Path)
     names = list(dict.fromkeys(name for name, _ in facts))
     for i, name in enumerate(names):
         style = dict(label=name, color=f"C{i}", marker="o", markersize=4)
-        sizes = [size for other, size in facts if other == name]
-        length.plot(sizes, [facts[name, size]["bytes_per_token"] for size in sizes], **style)
-        sizes = [size for other, size in trained if other == name]
-        entries = [_bits(trained[name, size]) for size in sizes]
+        found = [one for (other, _), one in facts.items() if other == name]
+        sizes, lengths = ([one[n] for one in found] for n in ("vocab_size", "bytes_per_token"))
+        length.plot(sizes, lengths, **style)
+        sizes = [facts[key]["vocab_size"] for key in trained if key[0] == name]
+        entries = [_bits(several) for (other, _), several in trained.items() if other == name]
         values, sds = [e["value"] for e in entries], [e["sd"] or 0 for e in entries]
         bits.errorbar(sizes, values, yerr=sds, capsize=3, **style)
         largest = facts[name, max(size for other, size in facts if other == name)]

@@ -19,6 +19,7 @@ import numpy as np
 
 from common.cli import UserError
 from step3_peripherals.vocabulary.base import NO_TEXT, several, valid_unicode
+from step3_peripherals.vocabulary.bpe import BPE
 from step3_peripherals.vocabulary.sentencepiece_model import SPACE, Kind, Model, Piece
 
 CONTROLS = ("<s>", "</s>")
@@ -94,7 +95,11 @@ def learn(
 
 
 def count_words(texts: Iterable[str]) -> Counter[str]:
-    """How often each word stands in the texts, written with the ▁ that stands for its space."""
+    """How often each word stands in the texts, written with the ▁ that stands for its space.
+
+    Letters, digits and other signs are words apart, as BPE has them, so that no piece crosses from
+    the ones to the others; in encoding that needs no rule.
+    """
     words: Counter[str] = Counter()
     for text in several(texts):
         found = re.finditer("[^ ]+", valid_unicode(text).replace(SPACE, " "))
@@ -102,8 +107,9 @@ def count_words(texts: Iterable[str]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for word, count in words.items():
         learned, rest = (SPACE + word)[:LONGEST_LEARNED], word[LONGEST_LEARNED - 1 :]
-        for start in range(0, len(learned), LONGEST_WORD):
-            counts[learned[start : start + LONGEST_WORD]] += count
+        for part in BPE.SPLIT.findall(learned):
+            for start in range(0, len(part), LONGEST_WORD):
+                counts[part[start : start + LONGEST_WORD]] += count
         for character, often in Counter(rest).items():
             counts[character] += often * count
     return counts

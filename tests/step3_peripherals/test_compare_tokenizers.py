@@ -141,9 +141,37 @@ def test_a_space_that_is_unknown_is_charged_like_any_character(tmp_path):
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_a_size_that_a_text_cannot_fill_is_skipped(name, tmp_path):
+def test_a_size_that_a_text_cannot_fill_is_measured_as_it_is_or_skipped(name, tmp_path):
     found = tokenizer_study.build(name, 999, text(["a b"], ["b"]), tmp_path / "v", 1)
-    assert found["skipped"].startswith("a vocabulary of 999 is too large: this text has use for")
+    if name == "unigram":  # it is trimmed from above to a size
+        told = "a vocabulary of 999 is too large: this text has use for"
+        assert found["skipped"].startswith(told)
+    else:
+        assert found["vocab_size"] < 999 and found["equal"] == 1
+
+
+def test_what_cannot_grow_is_compared_once(capsys):
+    few = [*SMALL[:4], "--sizes", 400, 20_000, 21_000, "--lm-sizes", 400, "--sampling-size", 0]
+    few += ["--teraflops", 1e-5, "--algorithms", "wordpiece", "--out", "run"]
+    assert call(*few) == 0
+    facts = read("run/result.json")["vocabularies"]
+    size = facts["wordpiece at 20000"]["vocab_size"]
+    assert 400 < size < 20_000
+    printed = capsys.readouterr().out
+    assert f"no wordpiece of 21,000: this text has use for {size:,} tokens\n" in printed
+    assert f"wordpiece of 20,000 has {size:,} tokens\n" in printed
+    assert "skipped" in facts["wordpiece at 21000"]
+
+
+@pytest.mark.parametrize("name", ["bpe", "wordpiece", "unigram"])
+def test_rare_characters_have_no_place_in_a_small_vocabulary(name, tmp_path):
+    """Of forty letters and a space the commonest fifteen are in a vocabulary of 24."""
+    letters = "".join(map(chr, range(0x4E00, 0x4E28)))
+    train = [" ".join(letters[: n + 1]) for n in range(len(letters))]
+    study = text(train, [letters], by_character=True)
+    found = tokenizer_study.build(name, 24, study, tmp_path / "v", 1, 0.625)
+    assert found["unknown_characters"] == (40 - 14) / 40 and found["equal"] == 1
+    assert found["left_out"] == 26 and not tokenizer_study.exhausted(found)
 
 
 def test_speeds_are_medians_of_turns_in_processor_time(monkeypatch):
@@ -268,7 +296,10 @@ def test_what_is_lost_is_added_to_the_score(tokenizer):
         (["--batch-size", 0], "--batch-size 0 must be above 0"),
         (["--sampling-kilobytes", -1], "--sampling-kilobytes -1 must be above 0"),
         (["--data", "nowhere.txt"], "no such file"),
-        (["--sizes", 9, "--lm-sizes", 9, "--sampling-size", 0], "no vocabulary"),
+        (
+            ["--algorithms", "byte-level", "--sizes", 9, "--lm-sizes", 9, "--sampling-size", 0],
+            "no vocabulary",
+        ),
     ],
 )
 def test_mistakes_are_told_in_a_line(flags, told, capsys):
