@@ -83,6 +83,8 @@ def score(task: "Task", predictions: np.ndarray, labels: np.ndarray) -> dict[str
     if predictions.shape != labels.shape or not len(labels):
         told = f"{predictions.shape} predictions for {labels.shape} labels"
         raise UserError(f"{task.name}: {told}; give one for each row")
+    if not np.isfinite(predictions).all():
+        raise UserError(f"{task.name}: a prediction is not a finite number; the run diverged")
     return {name: 100 * METRICS[name](predictions, labels) for name in task.metrics}
 
 

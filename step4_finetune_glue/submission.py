@@ -64,6 +64,8 @@ def table(name: str, answers: Answers) -> str:
     if sorted(answers.ids) != list(range(n_rows)) or len(answers.predictions) != n_rows:
         given = f"{len(answers.predictions):,} predictions for {len(answers.ids):,} rows"
         raise UserError(f"{name} needs one answer for each index 0 to {n_rows - 1:,}, not {given}")
+    if not np.isfinite(answers.predictions).all():
+        raise UserError(f"{name}: a prediction is not a finite number; the run diverged")
     if labels:
         written = [labels[i] for i in answers.predictions.tolist()]
     else:

@@ -425,7 +425,8 @@ def started(folder):
 
 
 @pytest.mark.timeout(300)
-def test_a_signal_reaches_the_run_inside(data, tmp_path):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_the_run_inside(signum, data, tmp_path):
     """Sent to the script alone; the run inside saves, and the script tells how to go on."""
     script = [sys.executable, str(ROOT / "step2_bert/data_fractions.py"), "--preset", "smoke"]
     flags = ["--data", str(data), "--max-steps", "100000", "--out", str(tmp_path / "run")]
@@ -435,11 +436,11 @@ def test_a_signal_reaches_the_run_inside(data, tmp_path):
         until = time.monotonic() + 60
         while not started(inner) and outer.poll() is None and time.monotonic() < until:
             time.sleep(0.05)
-        outer.send_signal(signal.SIGTERM)
+        outer.send_signal(signum)
         told = outer.communicate(timeout=60)[1]
     finally:
         outer.kill()
-    assert outer.returncode == 128 + signal.SIGTERM, told
+    assert outer.returncode == 128 + signum, told
     assert max(inner.glob("checkpoints/step-*")).name > "step-00000000"
     assert told.splitlines()[-1].endswith(f"--out {tmp_path}/run --resume")
 

@@ -145,8 +145,9 @@ def test_a_seed_changes_the_head_and_the_run_and_nothing_else_does(flags, tmp_pa
     assert transformers.AutoTokenizer.from_pretrained(folder)("the film")["input_ids"]
 
 
-def test_a_stopped_run_goes_on_where_it_was(flags, tmp_path, capfd):
-    more = [*TRAIN, "--task", "RTE", "--impl", "hf", "--seeds", 2, "--layer-decay", 0.9]
+@pytest.mark.parametrize("impl", ["scratch", "hf"])
+def test_a_stopped_run_goes_on_where_it_was(impl, flags, tmp_path, capfd):
+    more = [*TRAIN, "--task", "RTE", "--impl", impl, "--seeds", 2, "--layer-decay", 0.9]
     more += ["--epochs", 1]
     more += ["--reinit-layers", 1, "--no-bias-correction"]
     assert small.run("finetune", *flags, *more, "--out", tmp_path / "whole") == 0

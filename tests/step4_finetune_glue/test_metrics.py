@@ -130,6 +130,7 @@ def test_a_run_is_collapsed_when_it_says_one_thing_only():
     [
         ([0, 1], [0], "give one for each row"),
         ([], [], "give one for each row"),
+        ([np.nan, 1.0], [0, 1], "not a finite number"),
     ],
 )
 def test_what_cannot_be_scored_is_an_error(said, truth, told):

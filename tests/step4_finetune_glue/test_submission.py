@@ -101,6 +101,7 @@ def test_a_failed_write_leaves_the_old_zip(short, tmp_path, monkeypatch):
         (range(145), np.zeros(145, int), "needs one answer for each index 0 to 145, not 145"),
         ([*range(145), 0], np.zeros(146, int), "one answer for each index"),
         (range(146), np.zeros(145, int), "not 145 predictions for 146 rows"),
+        (range(146), np.full(146, np.nan), "not a finite number"),
     ],
 )
 def test_other_rows_than_those_of_the_test_set_are_refused(short, tmp_path, ids, said, told):
