@@ -1,6 +1,7 @@
 """Ways to choose the next token, side by side: what does each of them write?
 
     python step3_peripherals/compare_sampling.py                   train a small model, then compare
+    python step3_peripherals/compare_sampling.py --seeds 3         three models, mean ± sd
     python step3_peripherals/compare_sampling.py --model runs/lm/model     one made by train_lm.py
 
 Each strategy continues the same beginnings of held-out text with the same model, and is held
@@ -14,12 +15,14 @@ do; top-p is within 0.3 nats of them in -log p, and within 0.1 in the Zipf coeff
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from common import cli, runs, subruns
+from common import cli, report, runs, subruns
 from common.cli import UserError
+from common.runs import say
 from step1_transformer import resuming, settings
 from step3_peripherals import degeneration, stream, trained
 from step3_peripherals.language_model import LanguageModel
@@ -37,6 +40,8 @@ class Config(cli.RunConfig):
     """Folder of a model that train_lm.py made of this data; empty: train one."""
     settings: tuple[str, ...] = ()
     """Flags of train_lm.py for the training, as in: max-minutes=4 d-model=128."""
+    seeds: int = 1
+    """Models that are trained, and write; of --model, how often it writes."""
     strategies: tuple[str, ...] = STRATEGIES
     """What to compare."""
     texts: int = 200
@@ -52,7 +57,7 @@ class Config(cli.RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("texts", "prompt_tokens", "batch_texts"):
+        for name in ("texts", "prompt_tokens", "batch_texts", "seeds"):
             cli.check(self, name, "above 0", lambda value: value > 0)
         cli.check(self, "new_tokens", "4 or more", lambda value: value >= 4)
         for name in self.strategies:
@@ -65,10 +70,10 @@ PRESETS = {
     "smoke": dict(settings=("preset=smoke",), texts=4, prompt_tokens=8, new_tokens=8),
     "cpu": dict(settings=("preset=cpu", "max-minutes=4", "eval-every=100000", "score-lengths=128")),
     "gpu": dict(settings=("preset=gpu", "max-steps=3000", "vocab-size=8192"),
-                texts=1000, new_tokens=128, batch_texts=250),
+                texts=1000, new_tokens=128, batch_texts=250, seeds=3),
 }  # fmt: skip
 FREE = {"cache"}
-MORE = {"strategies"}
+MORE = {"strategies", "seeds"}
 
 
 def main(config: Config) -> None:
@@ -76,53 +81,46 @@ def main(config: Config) -> None:
     if resuming.finished(run, config, free=FREE, more=MORE):
         return
 
-    # Model and text
-    folder = Path(config.model or run.path / "training" / "model")
-    if not config.model and not (folder.parent / "result.json").exists():
-        flags = [f"--{text}" for text in config.settings]
-        options = dict(data=config.data, seed=config.seed, cache=config.cache)
-        try:
-            subruns.call(SCRIPT, *flags, "--out", folder.parent, "--resume", **options)
-        except cli.Interrupted as stop:
-            told = f"{stop}; go on with:\n{cli.resume_command(run.path)}"
-            raise cli.Interrupted(stop.signum, told) from None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, tokenizer = trained.load(folder)
-    model.to(device)
-    length = config.prompt_tokens + config.new_tokens
-    if model.config.positions == "learned" and length > model.config.max_seq_len:
-        raise UserError(
-            f"--new-tokens {config.new_tokens}: the model learned {model.config.max_seq_len} "
-            f"positions, and prompt and new tokens are {length}"
-        )
-    text = trained.text_of(folder, config.data, tokenizer, Path(config.cache))
-    resuming.record(run, text.manifest["source"], "data_source")
-    human, n_prompt = pieces(text, config), config.prompt_tokens
+    texts, losses, found = {}, {}, {}  # name: of the first seed; of all; a list of seeds
+    seeds, training, writing = range(config.seed, config.seed + config.seeds), 0.0, 0.0
+    for seed in seeds:
+        # Model and text
+        folder = run.path / f"seed-{seed}"
+        if not config.model:
+            training += train(config, seed, folder / "training")
+        trained_in = Path(config.model or folder / "training" / "model")
+        model, tokenizer = load(trained_in, config)
+        text = trained.text_of(trained_in, config.data, tokenizer, Path(config.cache))
+        resuming.record(run, text.manifest["source"], "data_source")
+        human, n_prompt = pieces(text, config), config.prompt_tokens
 
-    # Write: what is written stays, for a run that goes on after a kill
-    (run.path / "texts").mkdir(exist_ok=True)
-    texts, writing = {degeneration.HUMAN: human}, 0.0
-    for name in config.strategies:
-        file = run.path / "texts" / f"{name.replace(' ', '-')}.json"
-        if not file.exists():
-            runs.write_json(file, write(name, model, human[:, :n_prompt], config))
-        kept = resuming.read(file)
-        texts[name], writing = np.array(kept["texts"]), writing + kept["seconds"]
+        # Write: what is written stays, for a run that goes on after a kill
+        (folder / "texts").mkdir(parents=True, exist_ok=True)
+        written = {degeneration.HUMAN: human}
+        for name in config.strategies:
+            file = folder / "texts" / f"{name.replace(' ', '-')}.json"
+            if not file.exists():
+                runs.write_json(file, write(name, model, human[:, :n_prompt], seed, config))
+            kept = resuming.read(file)
+            written[name], writing = np.array(kept["texts"]), writing + kept["seconds"]
+        texts = texts or written
+
+        # Measure
+        for name, each in written.items():
+            nats = surprise(model, each, config)
+            losses.setdefault(name, []).append(nats)
+            found.setdefault(name, []).append(degeneration.measure(each[:, n_prompt:], nats))
+        say(f"seed {seed}: {len(config.strategies)} ways of writing are measured")
 
     # Compare
-    losses = {name: surprise(model, each, config) for name, each in texts.items()}
-    found = {
-        name: degeneration.measure(each[:, n_prompt:], losses[name]) for name, each in texts.items()
-    }
-    print(f"\n{degeneration.table(found)}\n")
-    degeneration.plot(losses, found, run.path / "curves.png")
+    means, rows = degeneration.means(found), degeneration.rows(found)
+    print(f"\n{report.columns(rows)}\n")
+    of_all = {name: np.concatenate(each) for name, each in losses.items()}
+    degeneration.plot(of_all, means, run.path / "curves.png")
     degeneration.show(texts, tokenizer, n_prompt, run.path / "samples.txt")
     print(f"figure: {run.path}/curves.png\ntexts:  {run.path}/samples.txt")
-    print("\n".join(degeneration.targets(found)))
-    training = 0.0
-    if not config.model:
-        training = resuming.read(folder.parent / "result.json")["seconds"]
-    n_written = len(config.strategies) * config.texts * config.new_tokens
+    print("\n".join(degeneration.targets(means)))
+    n_written = config.seeds * len(config.strategies) * config.texts * config.new_tokens
     run.result(
         step="step3_peripherals",
         script="compare_sampling",
@@ -137,13 +135,39 @@ def main(config: Config) -> None:
             for measure, metric in degeneration.metrics(scores).items()
         },
         compare_to=[],
+        table={"rows": rows},
         model={"name": "decoder", "parameters": sum(p.numel() for p in model.parameters())},
         tokens=n_written,
         seconds=round(training + writing, 1),
         tokens_per_second=round(n_written / max(writing, 1e-9)),
-        seeds=[config.seed],
+        seeds=list(seeds),
         config=cli.as_dict(config),
     )
+
+
+def train(config: Config, seed: int, folder: Path) -> float:
+    """A model in `folder`, unless it is there; the seconds of its training."""
+    if not (folder / "result.json").exists():
+        flags = [f"--{text}" for text in config.settings]
+        options = dict(data=config.data, seed=seed, cache=config.cache)
+        try:
+            subruns.call(SCRIPT, *flags, "--out", folder, "--resume", **options)
+        except cli.Interrupted as stop:
+            told = f"{stop}; go on with:\n{cli.resume_command(folder.parent.parent)}"
+            raise cli.Interrupted(stop.signum, told) from None
+    return resuming.read(folder / "result.json")["seconds"]
+
+
+def load(folder: Path, config: Config) -> tuple[LanguageModel, Any]:
+    """The model, and its tokenizer. Raises UserError if its positions end before the texts do."""
+    model, tokenizer = trained.load(folder)
+    length = config.prompt_tokens + config.new_tokens
+    if model.config.positions == "learned" and length > model.config.max_seq_len:
+        raise UserError(
+            f"--new-tokens {config.new_tokens}: the model learned {model.config.max_seq_len} "
+            f"positions, and prompt and new tokens are {length}"
+        )
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
 def pieces(text: stream.Stream, config: Config) -> np.ndarray:
@@ -158,10 +182,10 @@ def pieces(text: stream.Stream, config: Config) -> np.ndarray:
     return cut[np.linspace(0, len(cut) - 1, config.texts).round().astype(int)]
 
 
-def write(name: str, model: LanguageModel, prompts: np.ndarray, config: Config) -> dict:
+def write(name: str, model: LanguageModel, prompts: np.ndarray, seed: int, config: Config) -> dict:
     """The prompts with what `name` writes behind them, and the seconds that it took."""
     device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(config.seed)
+    generator = torch.Generator(device).manual_seed(seed)
     go_on = strategy(name, model, config.new_tokens, generator)
     texts, start = [], time.perf_counter()
     with runs.progress(len(prompts), desc=name, unit=" texts") as bar:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from common import runs
+from common.report import mean_and_sd
 from common.runs import metric
 
 HUMAN = "human"
@@ -78,27 +79,37 @@ def measure(texts: np.ndarray, losses: np.ndarray) -> dict[str, float]:
     return {"token_loss": float(losses.mean()), **counts}
 
 
-def metrics(scores: dict[str, float]) -> dict[str, dict]:
-    """As metrics of a result, those that are defined. Better is what is nearer to human text,
-    neither high nor low."""
+def metrics(scores: list[dict[str, float]]) -> dict[str, dict]:
+    """As metrics of a result, those that are defined for every seed. Better is what is nearer to
+    human text, neither high nor low."""
+    each = {name: [one[name] for one in scores] for name in MEASURES}
     return {
-        name: metric(scores[name], unit=unit, higher_is_better=None)
-        for name, (unit, _) in MEASURES.items()
-        if not math.isnan(scores[name])
+        name: metric(values, unit=MEASURES[name][0], higher_is_better=None)
+        for name, values in each.items()
+        if not any(map(math.isnan, values))
     }
 
 
-def table(found: dict[str, dict[str, float]]) -> str:
-    """A line for each way of writing."""
-    lines = [f"{'':16}" + "".join(f"{title:>26}" for _, title in MEASURES.values())]
+def means(found: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Of each way of writing, over the seeds; NaN where one is."""
+    return {
+        name: {measure: float(np.mean([one[measure] for one in scores])) for measure in MEASURES}
+        for name, scores in found.items()
+    }
+
+
+def rows(found: dict[str, list[dict[str, float]]]) -> list[list[str]]:
+    """A row for each way of writing: mean ± sd over the seeds."""
+    lines = [["", *(title for _, title in MEASURES.values())]]
     for name, scores in found.items():
-        shown = (f"{scores[measure]:26.2f}".replace("nan", "  –") for measure in MEASURES)
-        lines.append(f"{name:16}" + "".join(shown))
-    return "\n".join(lines)
+        defined = metrics(scores)
+        shown = [mean_and_sd(defined[m], ".2f") if m in defined else "–" for m in MEASURES]
+        lines.append([name, *shown])
+    return lines
 
 
 def targets(found: dict[str, dict[str, float]]) -> list[str]:
-    """What the cpu preset is to reach, and whether it did, a line each."""
+    """What the means of the cpu preset are to reach, and whether they did, a line each."""
     human, lines = found[HUMAN], []
 
     def line(reached: bool, told: str) -> None:

@@ -67,7 +67,7 @@ def test_what_was_written_is_not_written_again(made, monkeypatch):
     compare_sampling.main(config(made, "part", **some))
     first = json.loads((made / "part" / "result.json").read_text())
     (made / "part" / "result.json").unlink()  # as if it had been killed
-    (made / "part" / "texts" / "greedy.json").unlink()
+    (made / "part" / "seed-0" / "texts" / "greedy.json").unlink()
     written = []
 
     def noting(name, *rest):
@@ -88,9 +88,23 @@ def test_what_was_written_is_not_written_again(made, monkeypatch):
             compare_sampling.main(config(made, "part", resume=True, **some | other))
 
 
+def test_seeds_write_each_for_itself_and_more_can_join(made):
+    some = dict(strategies=("greedy", "sampling"))
+    compare_sampling.main(config(made, "seeds", **some))
+    one = json.loads((made / "seeds" / "result.json").read_text())
+    compare_sampling.main(config(made, "seeds", seeds=2, resume=True, **some))
+    two = json.loads((made / "seeds" / "result.json").read_text())
+    assert two["seeds"] == [0, 1] and two["tokens"] == 2 * one["tokens"]
+    drawn, greedy = (two["metrics"][f"token_loss {name}"] for name in some["strategies"][::-1])
+    assert drawn["n"] == 2 and drawn["sd"] > 0 and greedy["sd"] == 0  # one model, other draws
+    written = [made / "seeds" / f"seed-{seed}" / "texts" / "sampling.json" for seed in (0, 1)]
+    first, second = (json.loads(file.read_text())["texts"] for file in written)
+    assert first != second and two["table"]["rows"][1][0] == "human"
+
+
 def test_only_what_the_training_held_out_is_continued(made):
     compare_sampling.main(config(made, "leak", strategies=("greedy",), texts=8))
-    kept = json.loads((made / "leak" / "texts" / "greedy.json").read_text())
+    kept = json.loads((made / "leak" / "seed-0" / "texts" / "greedy.json").read_text())
     _, tokenizer = trained.load(made / "model")
     heldout = (made / "text.txt").read_text().split("\n\n")[6::7]
     for text in kept["texts"]:

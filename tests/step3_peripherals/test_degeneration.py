@@ -29,8 +29,13 @@ def test_zipfs_law_gives_back_its_exponent():
 def test_one_token_over_and_over_has_no_ranks_and_is_measured_all_the_same():
     found = degeneration.measure(np.ones((2, 9), int), np.ones((2, 9)))
     assert found["repetition"] > 80 and np.isnan(found["zipf"])
-    assert "zipf" not in degeneration.metrics(found)
-    assert degeneration.table({"greedy": found}).endswith(" –")
+    other = found | {"repetition": found["repetition"] - 2, "zipf": 1.0}
+    both = degeneration.metrics([found, other])
+    assert "zipf" not in both and both["repetition"]["sd"] == pytest.approx(2**0.5)
+    assert degeneration.means({"greedy": [found, other]})["greedy"]["token_loss"] == 1
+    rows = degeneration.rows({"greedy": [found, other], "human": [other, other]})
+    assert rows[1][0] == "greedy" and rows[1][1] == "1.00 ± 0.00" and rows[1][-1] == "–"
+    assert rows[2][-1] == "1.00 ± 0.00"
 
 
 def test_surprise_is_the_cross_entropy_of_what_follows_the_prompt():
