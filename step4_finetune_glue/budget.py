@@ -4,7 +4,6 @@ import re
 
 import torch
 
-from common.cli import UserError
 from step1_transformer.budget import activation_bytes, device, print_cost, transformer_flops
 from step2_bert.checkpoint import config_fields
 from step2_bert.model import BertConfig, BertForSequenceClassification
@@ -27,8 +26,7 @@ def print_plan(config: Config) -> None:
     has the most tokens that it may have: buckets compute only those that are there."""
     device(config.plan)
     task, bert = tasks.task(config.task), shape(config.model)
-    if not task.train_rows:
-        raise UserError(f"{task.name} has nothing to train on: --task MNLI --predict-test")
+    tasks.check_trainable(task)
     with torch.device("meta"):  # shapes without memory
         model = BertForSequenceClassification(bert, task.n_classes)
     parameters = sum(p.numel() for p in model.parameters())

@@ -143,6 +143,12 @@ def task(name: str) -> Task:
     raise UserError(f"unknown task {name!r}; tasks are: {', '.join(TASKS)}")
 
 
+def check_trainable(task: Task) -> None:
+    """Raises UserError for AX."""
+    if not task.train_rows:
+        raise UserError(f"{task.name} has nothing to train on: --task MNLI --predict-test")
+
+
 def read(task: Task, split: str, data: str = "glue") -> Rows:
     """Read one split: train, dev or test; MNLI has dev_matched, dev_mismatched, and such tests; AX
     has its rows as test, and with its authors' labels as dev.

@@ -112,8 +112,7 @@ class Data:
     @classmethod
     def read(cls, task: Task, config: Config) -> "Data":
         """Raises UserError as `tasks.read` does, and for a task without training rows."""
-        if not task.train_rows:
-            raise UserError(f"{task.name} has nothing to train on: --task MNLI --predict-test")
+        tasks.check_trainable(task)
         train = tasks.read(task, "train", config.data)
         first, *others = task.dev_splits
         dev = {first: tasks.read(task, first, config.data)}

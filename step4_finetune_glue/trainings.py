@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from common import subruns
-from common.cli import UserError
 from step1_transformer import resuming
 from step4_finetune_glue import classifier, tasks
 from step4_finetune_glue.tasks import Task
@@ -20,8 +19,7 @@ def check(task: Task, config: Any) -> None:
     """Raises UserError if there are no such files or no such checkpoint, before a run directory is
     begun with their names."""
     classifier.find(config.model)
-    if not task.train_rows:
-        raise UserError(f"{task.name} has nothing to train on: MNLI's models are tested on it")
+    tasks.check_trainable(task)
     tasks.locate(task, "train", config.data)
 
 
