@@ -315,18 +315,25 @@ class Hash(PipelineStep):
         self.folder, self.minhash = folder, minhash
 
     def run(self, data, rank: int = 0, world_size: int = 1):
-        table = []
-        for doc in data:
-            with self.track_time():
-                near = self.minhash.band_hashes(doc.text)
-                exact = exact_hash(doc.text)
-                key = doc.metadata["key"]
-                if near is None:  # without words nothing is like it but itself
-                    near = np.full(self.minhash.bands, exact, np.uint64)
-                table.append(np.array([key, exact, *near], np.uint64))
-            yield doc
-        with written(self.folder / f"{rank:05d}.npy") as beside, open(beside, "wb") as file:
-            np.save(file, np.array(table, np.uint64).reshape(-1, self.minhash.bands + 2))
+        with written(self.folder / f"{rank:05d}.uint64") as beside, open(beside, "wb") as file:
+            for doc in data:
+                with self.track_time():
+                    near = self.minhash.band_hashes(doc.text)
+                    exact = exact_hash(doc.text)
+                    key = doc.metadata["key"]
+                    if near is None:  # without words nothing is like it but itself
+                        near = np.full(self.minhash.bands, exact, np.uint64)
+                    file.write(np.array([key, exact, *near], np.uint64).tobytes())
+                yield doc
+
+    @staticmethod
+    def read(folder: Path, minhash: MinHash, column: int) -> np.ndarray:
+        """(n_documents,) uint64 of all files: 0 is the keys, 1 the hash of the text, then bands."""
+        width, found = minhash.bands + 2, [np.empty(0, np.uint64)]
+        for path in sorted(folder.glob("*.uint64")):
+            if path.stat().st_size:  # an empty file cannot be mapped
+                found.append(np.memmap(path, np.uint64, "r").reshape(-1, width)[:, column])
+        return np.concatenate(found)
 
 
 # --- 3 and 4: find duplicates --------------------------------------------------------------------
@@ -343,8 +350,7 @@ class Match(PipelineStep):
 
     def run(self, data=None, rank: int = 0, world_size: int = 1):
         for band in range(rank, self.minhash.bands + 1, world_size):
-            tables = [np.load(path, mmap_mode="r") for path in sorted(self.hashes.glob("*.npy"))]
-            keys, hashes = (np.concatenate([t[:, i] for t in tables]) for i in (0, band + 1))
+            keys, hashes = (Hash.read(self.hashes, self.minhash, i) for i in (0, band + 1))
             with written(self.folder / f"{band:05d}.npy") as beside, open(beside, "wb") as file:
                 np.save(file, links(hashes, keys))
         note_peak(self)

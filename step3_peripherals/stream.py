@@ -7,9 +7,10 @@ they depend on, and are mapped into memory, so that a corpus may be larger than 
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,10 +22,14 @@ import torch
 from common import data, runs
 from common.cli import UserError
 from step3_peripherals.language_model import IGNORED
+from step3_peripherals.vocabulary.base import windows
 
-FORMAT = 1
+FORMAT = 2
 SEPARATOR = "<|endoftext|>"
-AT_ONCE = 256  # documents that are encoded together
+AT_ONCE = 256  # documents that are encoded together, or fewer: those of so many characters:
+LOT = 1 << 20
+LONGEST = 1 << 18  # characters; a longer document is encoded in parts
+ENDLESS = re.compile(r"[^\W\d_]{1001,}|\d{1001,}|(?:[^\w\s]|_){1001,}")  # to the library, words
 
 
 class Encoder(Protocol):
@@ -149,14 +154,15 @@ def prepare(
             runs.progress(None, desc="encoding", unit=" documents") as bar,
         ):
             files = {"train": train, "heldout": heldout}
-            found = texts(source, options)
-            while some := list(islice(found, AT_ONCE)):
-                encoded = encode_all(tokenizer, [text for _, text in some])
-                for (split, text), ids in zip(some, encoded, strict=True):
-                    files[split].write(np.array([separator, *ids], dtype).tobytes())
-                    new = {"documents": 1, "tokens": len(ids) + 1, "bytes": len(text.encode())}
+            found = parts(source, options)
+            for some in lots(found):
+                encoded = encode_all(tokenizer, [text for _, _, text in some])
+                for (split, begins, text), ids in zip(some, encoded, strict=True):
+                    ids = [separator, *ids] if begins else ids
+                    files[split].write(np.array(ids, dtype).tobytes())
+                    new = {"documents": begins, "tokens": len(ids), "bytes": len(text.encode())}
                     counts[split] = {n: counts[split][n] + new[n] for n in new}
-                bar.update(len(some))
+                    bar.update(begins)
         if not counts["heldout"]["documents"]:
             raise UserError(
                 f"{name}: {counts['train']['documents']} documents are too few: each "
@@ -178,6 +184,26 @@ def texts(source: data.Source, options: StreamOptions) -> Iterator[tuple[str, st
     for i, paragraphs in enumerate(islice(data.documents(source), options.max_documents), 1):
         text = "\n".join(paragraphs).encode("utf-8", "replace").decode()
         yield "train" if i % options.heldout_every else "heldout", text
+
+
+def parts(source: data.Source, options: StreamOptions) -> Iterator[tuple[str, bool, str]]:
+    """(split, whether a document begins here, text): all of a document, unless it is long."""
+    for split, text in texts(source, options):
+        for i, part in enumerate(windows(text, LONGEST) if text else [text]):
+            yield split, i == 0, part
+
+
+def lots(found: Iterable[tuple[str, bool, str]]) -> Iterator[list[tuple[str, bool, str]]]:
+    """What is encoded together: the library takes a hundred bytes and more for each token."""
+    some, size = [], 0
+    for part in found:
+        some.append(part)
+        size += len(part[-1])
+        if len(some) == AT_ONCE or size >= LOT:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
 
 
 def encode_all(tokenizer: Any, some: list[str]) -> list[list[int]]:
@@ -205,7 +231,8 @@ def tokenizer_key(tokenizer: Any) -> str:
 
 def byte_level_bpe(name: str, vocab_size: int, cache: Path, options: StreamOptions):
     """A `tokenizers.Tokenizer`, byte-level BPE with `SEPARATOR`, trained on the training documents
-    of a source and kept in the cache. Raises UserError for a size below that of its alphabet."""
+    of a source and kept in the cache. Words of more than 1,000 characters teach it nothing: each
+    merge would go through them again. Raises UserError for a size below that of its alphabet."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     if vocab_size < 257:
@@ -224,7 +251,11 @@ def byte_level_bpe(name: str, vocab_size: int, cache: Path, options: StreamOptio
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        train = (text for split, text in texts(source, options) if split == "train")
+        train = (
+            ENDLESS.sub(" ", text) if max(map(len, text.split()), default=0) > 1000 else text
+            for split, _, text in parts(source, options)
+            if split == "train"
+        )
         tokenizer.train_from_iterator(train, trainer)
         file.parent.mkdir(parents=True, exist_ok=True)
         runs.write_text(file, tokenizer.to_str())

@@ -22,7 +22,7 @@ from step1_transformer import resuming
 from step3_peripherals.language_model import LanguageModel, LanguageModelConfig
 from step3_peripherals.lm_objective import bits_per_byte, heldout_scores, losses
 from step3_peripherals.stream import Rows
-from step3_peripherals.tokenizer_study import ALGORITHMS, Text, gap_bits
+from step3_peripherals.tokenizer_study import ALGORITHMS, Facts, Text, exhausted, gap_bits
 
 SETTINGS = ("teraflops", "d_model", "n_layers", "batch_size", "learning_rate", "precision")
 
@@ -44,7 +44,7 @@ def train_all(
     folder: Path,
     accelerator,
     text: Text,
-    built: dict[tuple[str, int], dict[str, Any]],
+    built: Facts,
 ) -> tuple[dict, dict]:
     """All models of a comparison, whose vocabularies are in `folder`; what is done is kept.
 
@@ -85,10 +85,13 @@ def train_all(
     return trained, sampled
 
 
-def plans(config: Any, built: Iterable) -> Iterator[tuple[str, int, str, dict[str, Any]]]:
-    """(algorithm, size, sampling, options of encode) of the trainings; "" is the whole text."""
-    for name, size in built:
-        if size in config.lm_sizes:
+def plans(config: Any, built: Facts) -> Iterator[tuple[str, int, str, dict[str, Any]]]:
+    """(algorithm, size, sampling, options of encode) of the trainings; "" is the whole text.
+
+    Where the text has no use for a vocabulary of one of the `lm_sizes`, the largest stands for it.
+    """
+    for (name, size), facts in built.items():
+        if size in config.lm_sizes or exhausted(facts) and size < max(config.lm_sizes, default=0):
             yield name, size, "", {}
     size = config.sampling_size
     for name, option in (("bpe", "dropout"), ("unigram", "alpha")):

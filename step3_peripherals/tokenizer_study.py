@@ -21,15 +21,17 @@ from typing import Any
 
 from common import data, runs
 from common.cli import UserError
-from step3_peripherals.vocabulary.base import read_json
+from step3_peripherals.vocabulary.base import read_json, windows
 from step3_peripherals.vocabulary.bpe import BPE, SPACE
 from step3_peripherals.vocabulary.byte_level import ByteLevelBPE
 from step3_peripherals.vocabulary.normalize import chunks, is_han, words
 from step3_peripherals.vocabulary.unigram import Unigram
 from step3_peripherals.vocabulary.wordpiece import UNKNOWN, WordPiece
 
+Facts = dict[tuple[str, int], dict[str, Any]]  # what `build` found, by (algorithm, size)
 GAPS = 3  # nothing, a space, the end of a line
 PASSAGE = 2_000  # characters, at least; a shorter one only where its document ends
+LONGEST = 1 << 18  # characters of a line; a longer one is cut
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,11 @@ def passages(paragraphs: Iterable[str]) -> Iterator[str]:
     """Whole paragraphs of a document, tidied, until they are a passage long."""
     lines: list[str] = []
     for paragraph in paragraphs:
-        if line := " ".join(chunks(paragraph.replace(SPACE, "_"))):
-            lines.append(line)
-        if sum(map(len, lines)) >= PASSAGE:
-            yield "\n".join(lines)
-            lines = []
+        for line in windows(" ".join(chunks(paragraph.replace(SPACE, "_"))), LONGEST):
+            lines.append(line.strip())
+            if sum(map(len, lines)) >= PASSAGE:
+                yield "\n".join(lines)
+                lines = []
     if lines:
         yield "\n".join(lines)
 

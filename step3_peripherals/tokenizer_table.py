@@ -11,8 +11,8 @@ from typing import Any
 
 from common.report import mean_and_sd
 from common.runs import metric
+from step3_peripherals.tokenizer_study import Facts
 
-Facts = dict[tuple[str, int], dict[str, Any]]
 Scores = dict[tuple[str, Any], list[dict[str, Any]]]
 COLUMNS = {  # heading: of facts
     "bytes/token": ("bytes_per_token", "{:.2f}"),

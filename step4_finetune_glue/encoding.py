@@ -11,6 +11,7 @@ from step2_bert.tokenizer import special_ids
 from step4_finetune_glue.tasks import Rows
 
 AT_ONCE = 10_000  # rows that are in memory as the tokenizer's own, large objects
+LONGEST = 1_000  # characters of a text that may go into one token; the rest would be cut off
 
 
 class Encoded:
@@ -23,9 +24,11 @@ class Encoded:
     def __init__(self, tokenizer: Tokenizer, rows: Rows, max_seq_len: int):
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_seq_len, strategy="longest_first")
-        texts = (
-            rows.first if rows.second is None else list(zip(rows.first, rows.second, strict=True))
+        first, second = (
+            texts and [text[: LONGEST * max_seq_len] for text in texts]
+            for texts in (rows.first, rows.second)
         )
+        texts = first if second is None else list(zip(first, second, strict=True))
         ids, types, lengths = [], [], []
         for start in range(0, len(texts), AT_ONCE):
             for row in tokenizer.encode_batch_fast(texts[start : start + AT_ONCE]):

@@ -1,9 +1,16 @@
-"""A script as a user runs it, but in the process of the test."""
+"""A script as a user runs it, but in the process of the test; and how much memory a block takes."""
 
 import gc
 import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
 
 from common import cli
+
+MB = 10**6
+STATUS = Path("/proc/self/status")
 
 
 def call(script, *flags, config_class=None) -> int:
@@ -18,3 +25,19 @@ def call(script, *flags, config_class=None) -> int:
         sys.argv = before
         gc.collect()  # a run directory is free when its Run is gone
     return 0
+
+
+@contextmanager
+def at_most(megabytes):
+    """Fails if the block takes more memory than this, beside what is taken before it."""
+    if not STATUS.exists():
+        pytest.skip("memory is measured by Linux's /proc")
+
+    def read(name):
+        return int(STATUS.read_text().split(f"{name}:")[1].split()[0]) * 1024 / MB
+
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back
+    before = read("VmRSS")
+    yield
+    taken = read("VmHWM") - before
+    assert taken < megabytes

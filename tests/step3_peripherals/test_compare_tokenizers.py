@@ -6,6 +6,7 @@ import random
 import signal
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -226,6 +227,18 @@ def test_gap_bits_are_those_of_add_one_estimates():
     assert tokenizer_study.gap_bits(study) == pytest.approx(seen + math.log2(3))
 
 
+def test_the_largest_vocabulary_stands_for_those_that_the_text_has_no_use_for():
+    found = {
+        ("bpe", 100): {"vocab_size": 100, "asked": 100, "left_out": 0},
+        ("bpe", 200): {"vocab_size": 150, "asked": 200, "left_out": 0},
+        ("wordpiece", 100): {"vocab_size": 90, "asked": 100, "left_out": 8},
+    }
+    for sizes, wanted in (((300,), [200]), ((100, 300), [100, 200]), ((100,), [100]), ((), [])):
+        config = SimpleNamespace(lm_sizes=sizes, sampling_size=0)
+        planned = [size for name, size, *_ in tokenizer_lm.plans(config, found) if name == "bpe"]
+        assert planned == wanted
+
+
 def test_flops_are_those_of_the_formula():
     model = LanguageModel(LanguageModelConfig(vocab_size=50, d_model=32, n_layers=2, d_ff=128))
     matrices = 50 * 32 + 2 * (4 * 32 * 32 + 2 * 32 * 128)
@@ -296,6 +309,7 @@ def test_what_is_lost_is_added_to_the_score(tokenizer):
         (["--batch-size", 0], "--batch-size 0 must be above 0"),
         (["--sampling-kilobytes", -1], "--sampling-kilobytes -1 must be above 0"),
         (["--data", "nowhere.txt"], "no such file"),
+        (["--data", "empty.txt"], "empty.txt: no text in it"),
         (
             ["--algorithms", "byte-level", "--sizes", 9, "--lm-sizes", 9, "--sampling-size", 0],
             "no vocabulary",
@@ -303,9 +317,19 @@ def test_what_is_lost_is_added_to_the_score(tokenizer):
     ],
 )
 def test_mistakes_are_told_in_a_line(flags, told, capsys):
+    Path("empty.txt").touch()
     assert call(*SMALL, "--out", "run", *flags) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and told in error
+
+
+def test_of_a_text_of_one_character_the_vocabularies_are_what_it_has_use_for(capsys):
+    Path("a.txt").write_text("a\n\n" * 40)
+    assert call(*SMALL, "--data", "a.txt", "--out", "run") == 0
+    told = capsys.readouterr().out
+    assert "bpe of 60 has 2 tokens" in told and "no unigram of 60, 320: this text" in told
+    trained = read("run/result.json")["trainings"]
+    assert {"bpe 60", "wordpiece 60", "byte-level 320"} < trained.keys()  # where 320 was asked for
 
 
 def test_the_target():

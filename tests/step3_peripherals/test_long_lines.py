@@ -4,17 +4,16 @@ needs a few times its size in memory; what would need hundreds of times that goe
 What is costly is tried on less, against a bound that it would exceed if it did not go by parts.
 """
 
-from contextlib import contextmanager
+import json
 from functools import cache
 from itertools import accumulate
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from common import data, formats
 from common.cli import UserError
-from step3_peripherals import blocks
+from step3_peripherals import blocks, stream, tokenizer_study
 from step3_peripherals.vocabulary import bpe, normalize, scored_bpe, unigram, unigram_training
 from step3_peripherals.vocabulary.base import windows
 from step3_peripherals.vocabulary.bpe import BPE
@@ -24,26 +23,10 @@ from step3_peripherals.vocabulary.sentencepiece_model import BPE as KIND
 from step3_peripherals.vocabulary.sentencepiece_model import Kind, Model, Piece
 from step3_peripherals.vocabulary.unigram import Unigram
 from step3_peripherals.vocabulary.wordpiece import WordPiece
+from tests.scripts import MB, at_most
 
-MB = 10**6
-STATUS = Path("/proc/self/status")
 LETTERS = np.random.default_rng(0).integers(ord("a"), ord("z") + 1, MB, dtype=np.uint8).tobytes()
 SAMPLE = ["the cat and the dog", LETTERS[:1000].decode(), " ".join(map(chr, range(97, 123)))]
-
-
-@contextmanager
-def at_most(megabytes):
-    """Fails if the block takes more memory than this, beside what is taken before it."""
-    if not STATUS.exists():
-        pytest.skip("memory is measured by Linux's /proc")
-
-    def read(name):
-        return int(STATUS.read_text().split(f"{name}:")[1].split()[0]) * 1024 / MB
-
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back
-    before = read("VmRSS")
-    yield
-    assert read("VmHWM") - before < megabytes
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +125,51 @@ def test_drawn_ways_are_cut_alike(monkeypatch):
 def test_windows_end_behind_a_space_where_there_is_one():
     assert [*windows("ab cd  efghij k", 4)] == ["ab ", "cd  ", "efgh", "ij k"]
     assert [*windows("", 4)] == [] and [*windows("abcd", 4)] == ["abcd"]
+
+
+# --- in a corpus ---------------------------------------------------------------------------------
+
+
+def test_a_language_model_s_stream_holds_it(line, tmp_path):
+    """10 MB of it: as one word, the library's trainer goes through it at every merge."""
+    text = line[-11 * MB :]
+    file = tmp_path / "long.jsonl"
+    file.write_text("".join(json.dumps({"text": t}) + "\n" for t in (text, "the cat and the dog")))
+    options = stream.StreamOptions(heldout_every=2)
+    with at_most(300):  # in one part, over a gigabyte
+        tokenizer = stream.byte_level_bpe(str(file), 266, tmp_path, options)
+        separator = tokenizer.token_to_id(stream.SEPARATOR)
+        made = stream.prepare(str(file), tokenizer, separator, tmp_path, options)
+    assert {"Ġthe", "Ġcat"} <= tokenizer.get_vocab().keys()
+    assert made.manifest["train"]["documents"] == 1
+    assert made.n_bytes("train") == len(text)
+    ids = made.tokens("train")
+    assert (ids == separator).sum() == 1
+    assert text.endswith(tokenizer.decode(ids[-20_000:].tolist()))
+
+
+def test_a_stream_in_parts_is_the_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "LONGEST", 7)
+    monkeypatch.setattr(stream, "LOT", 9)
+    documents = ["one two three four", "five", "", "sixsevenseight nine"]
+    file = tmp_path / "some.jsonl"
+    file.write_text("".join(json.dumps({"text": t or "\n"}) + "\n" for t in documents))
+    options = stream.StreamOptions(heldout_every=2)
+    tokenizer = stream.byte_level_bpe(str(file), 257, tmp_path, options)
+    separator = tokenizer.token_to_id(stream.SEPARATOR)
+    made = stream.prepare(str(file), tokenizer, separator, tmp_path, options)
+    found = [t for t in documents if t]
+    for split, mine in (("train", found[::2]), ("heldout", found[1::2])):
+        text = tokenizer.decode(made.tokens(split).tolist(), skip_special_tokens=False)
+        assert text.split(stream.SEPARATOR)[1:] == mine
+        assert made.manifest[split]["documents"] == len(mine)
+
+
+def test_a_comparison_of_vocabularies_cuts_it(line):
+    with at_most(6 * len(line) / MB):
+        found = [*tokenizer_study.passages([line])]
+    assert max(map(len, found)) < tokenizer_study.LONGEST + tokenizer_study.PASSAGE
+    assert hash("".join("".join(found).split())) == hash(line.replace(" ", ""))
 
 
 # --- cleaning ------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from step2_bert.tokenizer import load_tokenizer
 from step4_finetune_glue.encoding import Encoded, sample
 from step4_finetune_glue.tasks import Rows, task
+from tests.scripts import MB, at_most
 from tests.step4_finetune_glue import small
 
 
@@ -47,6 +48,15 @@ def test_the_longer_text_is_cut_first(folder, a, b, limit):
     if a + b > room:  # the shorter keeps all it has, up to half of the room
         assert min(kept) >= min(a, b, room // 2)
         assert abs(kept[0] - kept[1]) <= 1 or min(kept) == min(a, b)
+
+
+def test_a_text_of_100_mb_takes_no_more_than_its_beginning(folder):
+    text, tokenizer = " ".join(small.sentences(2000)), load_tokenizer(folder)
+    long = text * (100 * MB // len(text))
+    with at_most(150):  # with all its tokens, gigabytes
+        found = Encoded(tokenizer, rows([long, "a film"], ["a law", long]), 24)
+    wanted = Encoded(tokenizer, rows([text, "a film"], ["a law", text]), 24)
+    assert found.lengths.tolist() == [24, 24] and (found.ids == wanted.ids).all()
 
 
 @settings(max_examples=20)

@@ -75,7 +75,7 @@ ROWS_OF = {  # of each of ours, ids of the reported system of its shape
 def test_how_far_ours_fall_short(size):
     notes, cells = NOTES.parents[1] / "notes", []
     reported = load_reported(notes / "reported_numbers.csv")
-    for name in ("CoLA", "SST-2", "MRPC", "STS-B", "RTE", "WNLI"):
+    for name in ("CoLA", "SST-2", "MRPC", "STS-B", "QNLI", "RTE", "WNLI"):
         task = name.lower()
         kept = notes / "results" / f"step4_finetune_glue-{size}-{task}.json"
         scores = json.loads(kept.read_text())["metrics"] if kept.exists() else {}
