@@ -330,7 +330,10 @@ class Hash(PipelineStep):
     def read(folder: Path, minhash: MinHash, column: int) -> np.ndarray:
         """(n_documents,) uint64 of all files: 0 is the keys, 1 the hash of the text, then bands."""
         width, found = minhash.bands + 2, [np.empty(0, np.uint64)]
-        for path in sorted(folder.glob("*.uint64")):
+        paths = sorted(folder.glob("*.uint64"))
+        if not paths:  # each task wrote one
+            raise FileNotFoundError(f"{folder} has no hashes: delete the run and begin anew")
+        for path in paths:
             if path.stat().st_size:  # an empty file cannot be mapped
                 found.append(np.memmap(path, np.uint64, "r").reshape(-1, width)[:, column])
         return np.concatenate(found)

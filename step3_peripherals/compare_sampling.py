@@ -12,10 +12,10 @@ Target of the cpu preset: greedy and beam search repeat 4-grams at least 20 time
 do; top-p is within 0.3 nats of them in -log p, and within 0.1 in the Zipf coefficient.
 """
 
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from common import cli, report, runs, subruns
 from common.cli import UserError
 from common.runs import say
 from step1_transformer import resuming, settings
-from step3_peripherals import degeneration, stream, trained
+from step3_peripherals import degeneration, trained
 from step3_peripherals.language_model import LanguageModel
 from step3_peripherals.strategies import STRATEGIES, strategy
 
@@ -41,7 +41,7 @@ class Config(cli.RunConfig):
     settings: tuple[str, ...] = ()
     """Flags of train_lm.py for the training, as in: max-minutes=4 d-model=128."""
     seeds: int = 1
-    """Models that are trained, and write; of --model, how often it writes."""
+    """Models that are trained, and write."""
     strategies: tuple[str, ...] = STRATEGIES
     """What to compare."""
     texts: int = 200
@@ -63,6 +63,8 @@ class Config(cli.RunConfig):
         for name in self.strategies:
             if name not in STRATEGIES:
                 raise UserError(f"no strategy {name!r}; there are: {', '.join(STRATEGIES)}")
+        if self.model and self.seeds > 1:
+            raise UserError("--seeds: more than one needs a model each, and --model is one")
         settings.check(self, "max-minutes=4", TAKEN)
 
 
@@ -83,34 +85,38 @@ def main(config: Config) -> None:
 
     texts, losses, found = {}, {}, {}  # name: of the first seed; of all; a list of seeds
     seeds, training, writing = range(config.seed, config.seed + config.seeds), 0.0, 0.0
-    for seed in seeds:
-        # Model and text
-        folder = run.path / f"seed-{seed}"
+    folders = {seed: run.path / f"seed-{seed}" for seed in seeds}
+    n_tokens, n_prompt = config.prompt_tokens + config.new_tokens, config.prompt_tokens
+    try:
+        # Models
+        models = [Path(config.model)]
         if not config.model:
-            training += train(config, seed, folder / "training")
-        trained_in = Path(config.model or folder / "training" / "model")
-        model, tokenizer = load(trained_in, config)
-        text = trained.text_of(trained_in, config.data, tokenizer, Path(config.cache))
-        resuming.record(run, text.manifest["source"], "data_source")
-        human, n_prompt = pieces(text, config), config.prompt_tokens
+            models, training = train(config, folders)
 
-        # Write: what is written stays, for a run that goes on after a kill
-        (folder / "texts").mkdir(parents=True, exist_ok=True)
-        written = {degeneration.HUMAN: human}
-        for name in config.strategies:
-            file = folder / "texts" / f"{name.replace(' ', '-')}.json"
-            if not file.exists():
-                runs.write_json(file, write(name, model, human[:, :n_prompt], seed, config))
-            kept = resuming.read(file)
-            written[name], writing = np.array(kept["texts"]), writing + kept["seconds"]
-        texts = texts or written
-
-        # Measure
-        for name, each in written.items():
-            nats = surprise(model, each, config)
-            losses.setdefault(name, []).append(nats)
-            found.setdefault(name, []).append(degeneration.measure(each[:, n_prompt:], nats))
-        say(f"seed {seed}: {len(config.strategies)} ways of writing are measured")
+        # Write, and measure; what is written stays, for a run that goes on after a kill
+        for (seed, folder), trained_in in zip(folders.items(), models, strict=True):
+            model, tokenizer = trained.load(trained_in, n_tokens)
+            model.to("cuda" if torch.cuda.is_available() else "cpu")
+            text = trained.text_of(trained_in, config.data, tokenizer, Path(config.cache))
+            resuming.record(run, text.manifest["source"], "data_source")
+            human = trained.beginnings(text, config.texts, n_tokens)
+            written = {degeneration.HUMAN: human}
+            for name in config.strategies:
+                file = folder / "texts" / f"{name.replace(' ', '-')}.json"
+                if not file.exists():
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    runs.write_json(file, write(name, model, human[:, :n_prompt], seed, config))
+                kept = resuming.read(file)
+                written[name], writing = np.array(kept["texts"]), writing + kept["seconds"]
+            texts = texts or written
+            for name, each in written.items():
+                nats = surprise(model, each, config)
+                losses.setdefault(name, []).append(nats)
+                found.setdefault(name, []).append(degeneration.measure(each[:, n_prompt:], nats))
+            say(f"seed {seed}: {len(config.strategies)} ways of writing are measured")
+    except (KeyboardInterrupt, cli.Interrupted) as stop:
+        told = f"stopped; go on with:\n{cli.resume_command(run.path)}"
+        raise cli.Interrupted(getattr(stop, "signum", signal.SIGINT), told) from None
 
     # Compare
     means, rows = degeneration.means(found), degeneration.rows(found)
@@ -145,41 +151,21 @@ def main(config: Config) -> None:
     )
 
 
-def train(config: Config, seed: int, folder: Path) -> float:
-    """A model in `folder`, unless it is there; the seconds of its training."""
-    if not (folder / "result.json").exists():
-        flags = [f"--{text}" for text in config.settings]
-        options = dict(data=config.data, seed=seed, cache=config.cache)
-        try:
-            subruns.call(SCRIPT, *flags, "--out", folder, "--resume", **options)
-        except cli.Interrupted as stop:
-            told = f"{stop}; go on with:\n{cli.resume_command(folder.parent.parent)}"
-            raise cli.Interrupted(stop.signum, told) from None
-    return resuming.read(folder / "result.json")["seconds"]
-
-
-def load(folder: Path, config: Config) -> tuple[LanguageModel, Any]:
-    """The model, and its tokenizer. Raises UserError if its positions end before the texts do."""
-    model, tokenizer = trained.load(folder)
-    length = config.prompt_tokens + config.new_tokens
-    if model.config.positions == "learned" and length > model.config.max_seq_len:
-        raise UserError(
-            f"--new-tokens {config.new_tokens}: the model learned {model.config.max_seq_len} "
-            f"positions, and prompt and new tokens are {length}"
-        )
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
-
-
-def pieces(text: stream.Stream, config: Config) -> np.ndarray:
-    """(texts, prompt + new tokens) from all over what is held out, none past the end of a
-    document."""
-    tokens, separator = text.tokens("heldout"), text.manifest["separator"]
-    length = config.prompt_tokens + config.new_tokens
-    cut = tokens[: len(tokens) // length * length].reshape(-1, length).astype(np.int64)
-    cut = cut[(cut != separator).all(1)]
-    if len(cut) < config.texts:
-        raise UserError(f"--texts {config.texts}: {config.data} holds out only {len(cut)} texts")
-    return cut[np.linspace(0, len(cut) - 1, config.texts).round().astype(int)]
+def train(config: Config, folders: dict[int, Path]) -> tuple[list[Path], float]:
+    """The models of all seeds, those that are missing trained; and the seconds of all trainings."""
+    flags, results = [f"--{text}" for text in config.settings], []
+    for seed, folder in folders.items():
+        out = folder / "training"
+        if not (out / "result.json").exists():
+            options = dict(data=config.data, seed=seed, cache=config.cache)
+            subruns.call(SCRIPT, *flags, "--out", out, "--resume", **options)
+        results.append(resuming.read(out / "result.json"))
+        if len(results) == 1:  # what it measured, its precision and --max-minutes' steps, is all's
+            flags = [flag for flag in flags if not flag.startswith("--max-minutes")]
+            flags += [f"--max-steps={results[0]['steps']}"]
+            flags += [f"--precision={results[0]['precision']}"]
+    seconds = sum(result["seconds"] for result in results)
+    return [folder / "training" / "model" for folder in folders.values()], seconds
 
 
 def write(name: str, model: LanguageModel, prompts: np.ndarray, seed: int, config: Config) -> dict:

@@ -189,7 +189,7 @@ def texts(source: data.Source, options: StreamOptions) -> Iterator[tuple[str, st
 def parts(source: data.Source, options: StreamOptions) -> Iterator[tuple[str, bool, str]]:
     """(split, whether a document begins here, text): all of a document, unless it is long."""
     for split, text in texts(source, options):
-        for i, part in enumerate(windows(text, LONGEST) if text else [text]):
+        for i, part in enumerate(windows(text, LONGEST)):
             yield split, i == 0, part
 
 
@@ -231,7 +231,7 @@ def tokenizer_key(tokenizer: Any) -> str:
 
 def byte_level_bpe(name: str, vocab_size: int, cache: Path, options: StreamOptions):
     """A `tokenizers.Tokenizer`, byte-level BPE with `SEPARATOR`, trained on the training documents
-    of a source and kept in the cache. Words of more than 1,000 characters teach it nothing: each
+    of a source and kept in the cache. Words of more than 1,000 characters are left out: each
     merge would go through them again. Raises UserError for a size below that of its alphabet."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 

@@ -22,7 +22,7 @@ from step1_transformer import resuming
 from step3_peripherals.language_model import LanguageModel, LanguageModelConfig
 from step3_peripherals.lm_objective import bits_per_byte, heldout_scores, losses
 from step3_peripherals.stream import Rows
-from step3_peripherals.tokenizer_study import ALGORITHMS, Facts, Text, exhausted, gap_bits
+from step3_peripherals.tokenizer_study import ALGORITHMS, Facts, Text, gap_bits
 
 SETTINGS = ("teraflops", "d_model", "n_layers", "batch_size", "learning_rate", "precision")
 
@@ -90,8 +90,10 @@ def plans(config: Any, built: Facts) -> Iterator[tuple[str, int, str, dict[str, 
 
     Where the text has no use for a vocabulary of one of the `lm_sizes`, the largest stands for it.
     """
-    for (name, size), facts in built.items():
-        if size in config.lm_sizes or exhausted(facts) and size < max(config.lm_sizes, default=0):
+    largest = {name: max(size for of, size in built if of == name) for name, _ in built}
+    for name, size in built:
+        stands = size == largest[name] < max(config.lm_sizes, default=0)
+        if size in config.lm_sizes or stands:
             yield name, size, "", {}
     size = config.sampling_size
     for name, option in (("bpe", "dropout"), ("unigram", "alpha")):

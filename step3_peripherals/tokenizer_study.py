@@ -71,7 +71,8 @@ def passages(paragraphs: Iterable[str]) -> Iterator[str]:
     lines: list[str] = []
     for paragraph in paragraphs:
         for line in windows(" ".join(chunks(paragraph.replace(SPACE, "_"))), LONGEST):
-            lines.append(line.strip())
+            if line := line.strip():
+                lines.append(line)
             if sum(map(len, lines)) >= PASSAGE:
                 yield "\n".join(lines)
                 lines = []

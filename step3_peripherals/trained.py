@@ -1,18 +1,21 @@
-"""What a run of train_lm.py leaves: a model, its tokenizer, and which text was held out."""
+"""What a run of train_lm.py leaves: a model, its tokenizer, and the text that was held out."""
 
 import json
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from common.cli import UserError
 from step3_peripherals import stream
 from step3_peripherals.language_model import LanguageModel
 
 
-def load(folder: Path) -> tuple[LanguageModel, Any]:
+def load(folder: Path, n_tokens: int = 0) -> tuple[LanguageModel, Any]:
     """The model and the `tokenizers.Tokenizer` in the folder model/ of a run.
 
-    Raises UserError for what is missing, damaged, or does not belong together.
+    Raises UserError for what is missing, damaged, or does not belong together, and for learned
+    positions that end before `n_tokens`.
     """
     from tokenizers import Tokenizer
 
@@ -26,6 +29,10 @@ def load(folder: Path) -> tuple[LanguageModel, Any]:
     size, known = model.config.vocab_size, tokenizer.get_vocab_size()
     if known != size or tokenizer.token_to_id(stream.SEPARATOR) is None:
         raise UserError(f"{file}: {known} tokens, the model has {size}; they do not fit")
+    most = model.config.max_seq_len
+    if model.config.positions == "learned" and n_tokens > most:
+        told = f"the model learned {most} positions, and prompt and new tokens are {n_tokens}"
+        raise UserError(f"{told}: ask for fewer")
     return model, tokenizer
 
 
@@ -46,3 +53,17 @@ def text_of(folder: Path, name: str, tokenizer: Any, cache: Path) -> stream.Stre
         told = f"{folder} was trained on {begun['data']}, and could have seen any other text"
         raise UserError(f"--data {name}: {told}; give that one")
     return text
+
+
+def beginnings(text: stream.Stream, n: int, length: int) -> np.ndarray:
+    """(n, length) ids from all over what is held out, none past the end of a document.
+
+    Raises UserError if there are fewer.
+    """
+    tokens = text.tokens("heldout")
+    cut = tokens[: len(tokens) // length * length].reshape(-1, length).astype(np.int64)
+    cut = cut[(cut != text.manifest["separator"]).all(1)]
+    if len(cut) < n:
+        name = text.manifest["source"]["name"]
+        raise UserError(f"--texts {n}: {name} holds out only {len(cut)} texts")
+    return cut[np.linspace(0, len(cut) - 1, n).round().astype(int)]

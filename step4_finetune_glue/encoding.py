@@ -11,7 +11,7 @@ from step2_bert.tokenizer import special_ids
 from step4_finetune_glue.tasks import Rows
 
 AT_ONCE = 10_000  # rows that are in memory as the tokenizer's own, large objects
-LONGEST = 1_000  # characters of a text that may go into one token; the rest would be cut off
+LONGEST = 1_000  # characters of a text, for each token of a row, that the tokenizer gets to see
 
 
 class Encoded:

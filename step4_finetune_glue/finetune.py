@@ -96,6 +96,7 @@ def main(config: Config) -> None:
     curves = {f"seed {seed}": runs.Run(folder).metrics() for seed, folder in folders.items()}
     runs.plot_curves(curves, whole.path / "curves.png", title=f"{task.name}, {config.model}")
     whole.result(
+        every,
         step="step4_finetune_glue",
         script="finetune",
         system=system,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from common import engine
+from common import engine, runs
 from common.cli import UserError
 from common.report import mean_and_sd
 from common.runs import metric
@@ -50,6 +50,8 @@ def of_seed(
             if name.startswith("train/")
         },
         "precision": state.precision,
+        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "hardware": runs.hardware(),
     }
 
 
@@ -58,7 +60,7 @@ def read(folders: Iterable[Path]) -> list[dict[str, Any]]:
     found = []
     for folder in folders:
         found.append(resuming.read(folder / FILE))
-        if not {"scores", "steps", "training"} <= found[-1].keys():
+        if not {"scores", "training", "peak_mb", "hardware"} <= found[-1].keys():
             told = "delete it and go on with --resume, or choose another --out"
             raise UserError(f"{folder / FILE} is of an older version, which kept less: {told}")
     return found
@@ -83,7 +85,7 @@ def over_seeds(found: list[dict[str, Any]]) -> dict[str, Any]:
         "last_steps": {  # loss and, as a fraction, accuracy on the rows of training
             name: [one["training"][name] for one in found] for name in found[0]["training"]
         },
-        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_mb": max(one["peak_mb"] for one in found),
         "tokens": tokens,
         "seconds": round(seconds, 1),
         "tokens_per_second": round(tokens / max(seconds, 1e-9)),

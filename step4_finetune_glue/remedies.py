@@ -66,11 +66,10 @@ MORE = {"variants", "seeds"}
 def main(config: Config) -> None:
     task = tasks.task(config.task)
     name = f"{task.name.lower()}-{Path(config.model).name}-{config.preset}"
-    if not config.resume:
-        trainings.check(task, config)
     run = runs.Run.open(config, f"step4_finetune_glue/remedies-{name}")
     if resuming.finished(run, config, free=FREE, more=MORE):
         return
+    trainings.check(task, config)
 
     # Seeds outside: all that was begun can be compared when time is up early
     names = tuple(dict.fromkeys(("base", *config.variants)))

@@ -146,7 +146,8 @@ def task(name: str) -> Task:
 def check_trainable(task: Task) -> None:
     """Raises UserError for AX."""
     if not task.train_rows:
-        raise UserError(f"{task.name} has nothing to train on: --task MNLI --predict-test")
+        told = "finetune.py --task MNLI --predict-test answers it"
+        raise UserError(f"{task.name} has nothing to train on: {told}")
 
 
 def read(task: Task, split: str, data: str = "glue") -> Rows:

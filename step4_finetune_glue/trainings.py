@@ -16,8 +16,8 @@ Todo = Iterable[tuple[Path, int, tuple[str, ...]]]  # folder, seed, flags of its
 
 
 def check(task: Task, config: Any) -> None:
-    """Raises UserError if there are no such files or no such checkpoint, before a run directory is
-    begun with their names."""
+    """Raises UserError if there are no such files or no such checkpoint, before a training would
+    leave a folder with their names."""
     classifier.find(config.model)
     tasks.check_trainable(task)
     tasks.locate(task, "train", config.data)

@@ -88,18 +88,25 @@ def test_what_was_written_is_not_written_again(made, monkeypatch):
             compare_sampling.main(config(made, "part", resume=True, **some | other))
 
 
-def test_seeds_write_each_for_itself_and_more_can_join(made):
-    some = dict(strategies=("greedy", "sampling"))
-    compare_sampling.main(config(made, "seeds", **some))
-    one = json.loads((made / "seeds" / "result.json").read_text())
-    compare_sampling.main(config(made, "seeds", seeds=2, resume=True, **some))
-    two = json.loads((made / "seeds" / "result.json").read_text())
+def test_each_seed_trains_a_model_alike_and_more_can_join(tmp_path):
+    settings = ("preset=smoke", "max-minutes=0.02")
+    some = dict(preset="smoke", out=str(tmp_path / "run"), cache=str(tmp_path), settings=settings)
+    some |= dict(strategies=("greedy",), texts=3, prompt_tokens=6, new_tokens=8, data="sotu")
+    compare_sampling.main(compare_sampling.Config(**some))
+    one = json.loads((tmp_path / "run" / "result.json").read_text())
+    compare_sampling.main(compare_sampling.Config(**some, seeds=2, resume=True))
+    two = json.loads((tmp_path / "run" / "result.json").read_text())
     assert two["seeds"] == [0, 1] and two["tokens"] == 2 * one["tokens"]
-    drawn, greedy = (two["metrics"][f"token_loss {name}"] for name in some["strategies"][::-1])
-    assert drawn["n"] == 2 and drawn["sd"] > 0 and greedy["sd"] == 0  # one model, other draws
-    written = [made / "seeds" / f"seed-{seed}" / "texts" / "sampling.json" for seed in (0, 1)]
-    first, second = (json.loads(file.read_text())["texts"] for file in written)
-    assert first != second and two["table"]["rows"][1][0] == "human"
+    loss, human = (two["metrics"][name] for name in ("token_loss greedy", "repetition human"))
+    assert loss["n"] == 2 and loss["sd"] > 0 and human["n"] == 1  # the same text for both
+    trained = [
+        json.loads((tmp_path / "run" / f"seed-{seed}" / "training" / "result.json").read_text())
+        for seed in (0, 1)
+    ]
+    assert trained[0]["config"]["max_minutes"] and not trained[1]["config"]["max_minutes"]
+    assert trained[0]["steps"] == trained[1]["steps"]
+    assert trained[0]["precision"] == trained[1]["precision"]
+    assert [one["seeds"] for one in trained] == [[0], [1]]
 
 
 def test_only_what_the_training_held_out_is_continued(made):
@@ -117,6 +124,7 @@ def test_mistakes(made):
         (dict(settings=("fast ",)), "must be flags without dashes"),
         (dict(settings=("out=x",)), "--settings out: this script sets it"),
         (dict(new_tokens=3), "4 or more"),
+        (dict(seeds=2), "needs a model each"),
     ):
         with pytest.raises(UserError, match=told):
             config(made, "mistake", **options)

@@ -285,6 +285,24 @@ def test_memory_is_constant(tmp_path):
     assert peaks[1] < 1.2 * peaks[0]
 
 
+def test_hashes_are_written_as_they_come(tmp_path):
+    """As an array they would be 900 kB here."""
+    peaks = []
+    for n in (100, 4000):
+        documents = (Document(f"word {i}", str(i), metadata={"key": i}) for i in range(n))
+        minhash = MinHash()
+        tracemalloc.start()
+        for _ in blocks.Hash(tmp_path / str(n), minhash).run(documents):
+            pass
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        read = blocks.Hash.read(tmp_path / str(n), minhash, 0)
+        assert read.tolist() == list(range(n))
+    assert peaks[1] < peaks[0] + 200_000
+    with pytest.raises(FileNotFoundError, match="has no hashes"):
+        blocks.Hash.read(tmp_path, minhash, 0)
+
+
 def test_half_a_file_is_never_seen(tmp_path):
     with pytest.raises(RuntimeError), blocks.json_lines(tmp_path / "a.jsonl.zst") as write:
         write({"text": "\ud800"})
