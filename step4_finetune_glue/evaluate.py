@@ -155,7 +155,8 @@ def report(run, scored: dict[str, Scored], base: dict, config: Config, whole: Pa
     runs.write_text(out / "errors.txt", errors)
     words = (*config.compare, run.checkpoint)
     compared = glue_table.compared(glue_table.REPORTED, run.task.name, measured, words)
-    added = {"compare_to": [] if run.low_resource else compared, "scored_by": cli.command()}
+    alike = not (run.low_resource or run.random)
+    added = {"compare_to": compared if alike else [], "scored_by": cli.command()}
     runs.write_json(out / "result.json", run.values | {"metrics": measured | more} | added)
     return measured | more
 

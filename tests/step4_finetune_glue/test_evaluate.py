@@ -244,6 +244,9 @@ def test_a_random_encoder_is_a_baseline_beside_its_like(tmp_path, glue, capfd):
     assert learned["random_encoder_accuracy"]["value"] == like["accuracy"]["value"]
     assert "random_encoder_accuracy" not in like and "random_encoder_accuracy" not in other
     assert told.count("random encoder ") == 1
+    beside = [result(tmp_path / "out" / f"minilm_{kind}_weights-rte")["compare_to"]
+              for kind in ("pretrained", "random")]  # fmt: skip
+    assert "minilm-l6xh384-rte-dev-accuracy" in beside[0] and not beside[1]
     assert "average_minilm_random_weights" in result(tmp_path / "out")["metrics"]
 
 
