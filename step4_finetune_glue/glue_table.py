@@ -13,7 +13,7 @@ from common.page import count
 from common.report import UNNAMED, grid, load_reported, slug
 from common.runs import metric, write_text
 from step4_finetune_glue import baselines
-from step4_finetune_glue.scoring import Finetuned
+from step4_finetune_glue.scoring import RANDOM, Finetuned
 from step4_finetune_glue.tasks import GLUE, TASKS
 
 REPORTED = Path(__file__).resolve().parent.parent / "notes" / "reported_numbers.csv"
@@ -239,8 +239,16 @@ def of(
 
 
 def titles_of(runs: list[Finetuned]) -> dict[str, str]:
-    """Each system's checkpoint or, where that does not tell it apart, more of its name."""
-    systems = {run.system: (run.label.split(", ")[0], run.label, run.system) for run in runs}
+    """Each system's checkpoint (and whether it is random) or, where that does not tell it apart,
+    more of its name."""
+    systems = {
+        run.system: (
+            run.label.split(", ")[0] + f", {RANDOM}" * run.random,
+            run.label,
+            run.system,
+        )
+        for run in runs
+    }
     often = [Counter(names) for names in zip(*systems.values(), strict=True)]
     return {
         system: next(name for name, n in zip(names, often, strict=True) if n[name] == 1)
