@@ -117,6 +117,7 @@ def summary_of_seeds(scores, predictions):
             "tokens": 1,
             "precision": "fp32",
             "training": {},
+            "peak_mb": 1,
         }
         for score, row in zip(scores.tolist(), predictions, strict=True)
     ]
