@@ -60,7 +60,7 @@ def read(folders: Iterable[Path]) -> list[dict[str, Any]]:
     found = []
     for folder in folders:
         found.append(resuming.read(folder / FILE))
-        if not {"scores", "training", "peak_mb", "hardware"} <= found[-1].keys():
+        if not {"scores", "steps", "training", "peak_mb", "hardware"} <= found[-1].keys():
             told = "delete it and go on with --resume, or choose another --out"
             raise UserError(f"{folder / FILE} is of an older version, which kept less: {told}")
     return found

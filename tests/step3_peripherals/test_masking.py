@@ -229,7 +229,6 @@ def test_positions_are_masked_equally_often(scheme):
         variance = n * share * (1 - share) * n_inner / (n_inner - 1)
         squares = ((counts[1:-1] - n * share) ** 2).sum() / variance
         assert 1e-6 < stats.chi2.sf(squares, n_inner - 1) < 1 - 1e-6
-        return
     # Spans only go forward: a token needs as many before it as a span is long
     inner = counts[10:-1] if scheme in SPAN_LENGTHS else counts[1:-1]
     spread = {"span": 4, "ngram": 2}.get(scheme, 1)  # tokens of a span come together
