@@ -75,6 +75,40 @@ def test_adamw_is_torchs_adamw_with_the_papers_exclusions():
     assert torch.allclose(ours.bias, theirs.bias, atol=1e-7)
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_muon_is_torchs_to_the_bit_or_without_its_rounding(native, monkeypatch):
+    monkeypatch.setattr(optim, "cpu_has_bf16", lambda: native)
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
+    ours = [nn.Parameter(draw(*shape)) for shape in ((8, 24), (24, 8), (16, 16))]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    unused = nn.Parameter(draw(4, 4))  # has no gradient
+    mine = optim.Muon([*ours, unused], lr=0.02, weight_decay=0.1)
+    reference = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1)
+    for _ in range(4):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = draw(*p.shape)
+            q.grad = p.grad.clone()
+        mine.step()
+        reference.step()
+    for p, q in zip(ours, theirs, strict=True):
+        assert torch.equal(p, q) if native else torch.allclose(p, q, atol=2e-3)
+    state = mine.state_dict()
+    assert [s["momentum_buffer"].shape for s in state["state"].values()] == [p.shape for p in ours]
+    mine.load_state_dict(reference.state_dict() | {"param_groups": state["param_groups"]})
+
+
+def test_orthogonal_draws_all_singular_values_to_one(monkeypatch):
+    monkeypatch.setattr(optim, "cpu_has_bf16", lambda: False)
+    torch.manual_seed(0)
+    for shape in ((32, 32), (16, 64), (64, 16)):
+        found = optim.orthogonal(torch.randn(shape))
+        assert found.shape == shape and found.dtype == torch.float32
+        values = torch.linalg.svdvals(found)
+        assert values.min() > 0.6 and values.max() < 1.3
+    assert optim.orthogonal(torch.zeros(3, 2)).abs().max() == 0
+
+
 def test_unknown_names():
     with pytest.raises(ValueError, match="unknown schedule"):
         optim.schedule("step", 1, 2)
