@@ -643,5 +643,5 @@ def _mix(seed: int, step: int, rank: int) -> int:
 def _digest(config: cli.RunConfig) -> str:
     """The settings that decide the weights, as text; where and how long to run is left out."""
     free = {"out", "resume", "tracker", "slice_minutes", "save_minutes", "log_every", "preset"}
-    free |= {"plan", "n_devices", "utilisation", "price"}
+    free |= {"plan", "n_devices", "utilisation", "price", "cache"}
     return json.dumps({k: v for k, v in cli.as_dict(config).items() if k not in free}, default=str)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from common import cli
 from common.cli import UserError
 from step1_transformer.model import Transformer, TransformerConfig
 
@@ -69,6 +70,13 @@ class PlanFlags:
     price: float = 3.0
     """Price of a device hour in the plan, in your currency."""
 
+    def check_plan(self) -> None:
+        """Raises UserError for an unknown device, and for shares and numbers that cannot be."""
+        device(self.plan)
+        cli.check(self, "n_devices", "above 0", lambda value: value > 0)
+        cli.check(self, "utilisation", "above 0, at most 1", lambda value: 0 < value <= 1)
+        cli.check(self, "price", "0 or more", lambda value: value >= 0)
+
 
 def print_cost(
     config: PlanFlags, parameters: int, flops: float, activations: float, steps: int
@@ -90,7 +98,7 @@ def print_cost(
 
 def print_plan(config, shape: TransformerConfig, seq_len: int = 32) -> None:
     """The plan of a translation run, for sentences of `seq_len` tokens on either side."""
-    device(config.plan)
+    config.check_plan()
     with torch.device("meta"):  # shapes without memory
         model = Transformer(shape)
     parameters = sum(p.numel() for p in model.parameters())

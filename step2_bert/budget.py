@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from step1_transformer.budget import activation_bytes, device, print_cost, transformer_flops
+from step1_transformer.budget import activation_bytes, print_cost, transformer_flops
 from step2_bert.checkpoint import pretrained
 from step2_bert.masking import usual_predictions
 from step2_bert.model import BertConfig, BertForPreTraining
@@ -21,7 +21,7 @@ def flops_per_token(model: BertForPreTraining, seq_len: int, masked: float) -> f
 
 def print_plan(config) -> None:
     """Parameters, FLOPs, memory, hours and cost of the run on `config.plan` devices."""
-    device(config.plan)
+    config.check_plan()
     if (Path(config.data) / "manifest.json").exists():
         samples = Samples.open(config.data)
         text = samples.manifest["options"]["data"]

@@ -134,10 +134,12 @@ class Study:
         dropout = dict(dropout=0.1, attention_dropout=0.1)
         engine.seed_everything(config.seed)
         model = BertForSequenceClassification.from_pretrained(start, n_classes, **dropout)
-        settings = dict(batch_size=32, micro_batch_size=32, optimizer="adamw", warmup_ratio=0.1)
+        n_rows = len(self.tuning.labels)
+        size = min(32, n_rows)
+        settings = dict(batch_size=size, micro_batch_size=size, optimizer="adamw", warmup_ratio=0.1)
         settings |= dict(learning_rate=config.tuning_rate, out=str(start.parent / "downstream"))
-        settings["max_steps"] = max(1, config.epochs * (len(self.tuning.labels) // 32))
-        order = dict(batch_size=32, seed=config.seed)
+        settings["max_steps"] = config.epochs * (n_rows // size)
+        order = dict(batch_size=size, seed=config.seed)
         state = self._engine(
             model,
             config=replace(config, **settings),

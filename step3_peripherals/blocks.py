@@ -32,6 +32,8 @@ from step3_peripherals import planting, quality
 from step3_peripherals.dedup import Groups, MinHash, exact_hash, links
 
 SHOWN = 300  # characters of a document that was thrown out
+AT_ONCE = 1 << 24  # documents that are searched for duplicates at a time, at 40 bytes each
+READ_ROWS = 1 << 16  # hashes read from the disk at a time
 READERS = 256  # tasks that read at most, however many files there are
 LANGUAGE_CHARACTERS = 1000  # are enough to tell the language
 # py3langid tells the Chinese languages apart, which one script and one set of rules serve.
@@ -174,7 +176,7 @@ class ReadUnit(PipelineStep):
         if unit.kind in ("path", "mirror"):  # one empty file of many is no error
             found = formats.documents(unit.files[0], skipped if self.skip_bad_lines else None)
         else:
-            found = data.documents(unit)
+            found = data.documents(unit, skip_bad_lines=self.skip_bad_lines, skipped=skipped)
         for number, paragraphs in enumerate(islice(found, self.most)):
             text = "\n".join(line for paragraph in paragraphs if (line := paragraph.strip()))
             if text:
@@ -221,6 +223,7 @@ class Deal(PipelineStep):
                 write[number % self.hands](row)
                 self.stat_update("total")
                 yield doc
+        note_peak(self)
 
 
 # --- 2: clean ------------------------------------------------------------------------------------
@@ -327,23 +330,30 @@ class Hash(PipelineStep):
                 yield doc
 
     @staticmethod
-    def read(folder: Path, minhash: MinHash, column: int) -> np.ndarray:
-        """(n_documents,) uint64 of all files: 0 is the keys, 1 the hash of the text, then bands."""
-        width, found = minhash.bands + 2, [np.empty(0, np.uint64)]
-        paths = sorted(folder.glob("*.uint64"))
-        if not paths:  # each task wrote one
+    def files(folder: Path) -> list[Path]:
+        if not (found := sorted(folder.glob("*.uint64"))):  # each task wrote one
             raise FileNotFoundError(f"{folder} has no hashes: delete the run and begin anew")
-        for path in paths:
-            if path.stat().st_size:  # an empty file cannot be mapped
-                found.append(np.memmap(path, np.uint64, "r").reshape(-1, width)[:, column])
-        return np.concatenate(found)
+        return found
+
+    @staticmethod
+    def read(files: Sequence[Path], minhash: MinHash) -> Iterator[np.ndarray]:
+        """(n, bands + 2) uint64, some at a time: a document's key, hash of its text, its bands."""
+        width = minhash.bands + 2
+        for path in files:
+            with open(path, "rb") as file:
+                while len(found := np.fromfile(file, np.uint64, READ_ROWS * width)):
+                    yield found.reshape(-1, width)
 
 
 # --- 3 and 4: find duplicates --------------------------------------------------------------------
 
 
 class Match(PipelineStep):
-    """Links the documents that agree in a band; band 0 is the hash of the whole text."""
+    """Links the documents that agree in a band; band 0 is the hash of the whole text.
+
+    A corpus of more than AT_ONCE documents is searched in parts, one remainder of the hash after
+    the other, for documents of unlike remainders cannot agree.
+    """
 
     type, name = "🔗", "match"
 
@@ -352,12 +362,25 @@ class Match(PipelineStep):
         self.hashes, self.folder, self.minhash = hashes, folder, minhash
 
     def run(self, data=None, rank: int = 0, world_size: int = 1):
+        size = sum(file.stat().st_size for file in Hash.files(self.hashes))
+        n_documents = size // (8 * (self.minhash.bands + 2))
+        parts = max(1, -(-n_documents // AT_ONCE))
         for band in range(rank, self.minhash.bands + 1, world_size):
-            keys, hashes = (Hash.read(self.hashes, self.minhash, i) for i in (0, band + 1))
+            found = [links(*self.part(band, part, parts)) for part in range(parts)]
             with written(self.folder / f"{band:05d}.npy") as beside, open(beside, "wb") as file:
-                np.save(file, links(hashes, keys))
+                np.save(file, np.concatenate(found))
         note_peak(self)
         yield from ()
+
+    def part(self, band: int, part: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) hashes that leave the remainder `part`, divided by `parts`, and (n,) their keys."""
+        none = np.empty(0, np.uint64)
+        hashes, keys = [none], [none]
+        for rows in Hash.read(Hash.files(self.hashes), self.minhash):
+            here = rows[:, band + 1] % np.uint64(parts) == part
+            hashes.append(rows[here, band + 1])
+            keys.append(rows[here, 0])
+        return np.concatenate(hashes), np.concatenate(keys)
 
 
 class Group(PipelineStep):
@@ -373,10 +396,12 @@ class Group(PipelineStep):
         first, *others = sorted(self.folder.glob("*.npy"))
         exact, near = Groups(), Groups()
         for path in (first, *others):
-            for a, b in np.load(path, mmap_mode="r"):
-                near.join(int(a), int(b))
-                if path == first:
-                    exact.join(int(a), int(b))
+            pairs = np.load(path, mmap_mode="r")
+            for at in range(0, len(pairs), READ_ROWS):
+                for a, b in pairs[at : at + READ_ROWS].tolist():
+                    near.join(a, b)
+                    if path == first:
+                        exact.join(a, b)
         heads = dict(exact.duplicates())
         table = [(k, heads.get(k, head), int(k in heads)) for k, head in near.duplicates()]
         with written(self.duplicates) as beside, open(beside, "wb") as file:

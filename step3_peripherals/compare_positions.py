@@ -27,7 +27,7 @@ SCRIPT = Path(__file__).resolve().parent / "train_lm.py"
 SAME = ("data", "max_documents", "heldout_every", "vocab_size", "max_seq_len", "max_steps",
         "batch_size", "learning_rate", "precision", "cache")  # fmt: skip
 TAKEN = {*SAME, "out", "resume", "seed", "positions", "score_lengths", "optimizer", "preset",
-         "micro_batch_size", "eval_every", "slice_minutes"}  # fmt: skip
+         "micro_batch_size", "eval_every", "slice_minutes", "max_minutes"}  # fmt: skip
 TARGET = 1.1  # ALiBi's perplexity at the longest rows, at most, as a multiple of that as trained
 
 

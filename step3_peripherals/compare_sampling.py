@@ -117,6 +117,10 @@ def main(config: Config) -> None:
     except (KeyboardInterrupt, cli.Interrupted) as stop:
         told = f"stopped; go on with:\n{cli.resume_command(run.path)}"
         raise cli.Interrupted(getattr(stop, "signum", signal.SIGINT), told) from None
+    except UserError as error:
+        done = None if config.model else next(run.path.glob("seed-*/training/model"), None)
+        kept = f"; begin anew in another --out, with --model {done}" if done else ""
+        raise UserError(f"{error}{kept}") from None
 
     # Compare
     means, rows = degeneration.means(found), degeneration.rows(found)
@@ -161,7 +165,9 @@ def train(config: Config, folders: dict[int, Path]) -> tuple[list[Path], float]:
             subruns.call(SCRIPT, *flags, "--out", out, "--resume", **options)
         results.append(resuming.read(out / "result.json"))
         if len(results) == 1:  # what it measured, its precision and --max-minutes' steps, is all's
-            flags = [flag for flag in flags if not flag.startswith("--max-minutes")]
+            flags = [
+                flag for flag in flags if not flag.replace("_", "-").startswith("--max-minutes")
+            ]
             flags += [f"--max-steps={results[0]['steps']}"]
             flags += [f"--precision={results[0]['precision']}"]
     seconds = sum(result["seconds"] for result in results)

@@ -17,6 +17,8 @@ from step3_peripherals.dedup import WORD, MinHash, jaccard, shingles
 FILTERS = ("repair", "language", "c4", "statistics", "repetition", "exact", "near")
 CHECKED = 2000  # pairs of duplicates that are compared word by word
 EXAMPLES = 3  # of each reason
+COMMONEST = 4  # reasons of a filter that the table shows
+WIDTH = 72  # characters of an example in the table
 RULES = ("c4", "statistics", "repetition")  # the filters that a page of menus or filler is for
 ALIKE = 0.5  # least Jaccard index at which a near-duplicate is no false alarm
 
@@ -45,15 +47,18 @@ def _total(value: dict | float) -> float:
 
 
 def funnel(found: dict[str, Counter]) -> list[dict]:
-    """A row for each filter: documents in, dropped, why, and the seconds it took."""
+    """A row for each filter: documents in, dropped and why, repaired, and the seconds it took."""
     table = []
     for name in FILTERS:
         stage = "5-write" if name in ("exact", "near") else "2-clean"
         block = found[f"{stage}/{name}"]
-        reasons = {k.removeprefix("dropped_"): n for k, n in block.items() if "dropped_" in k}
+        reasons, repaired = (
+            {k.removeprefix(start): n for k, n in block.items() if k.startswith(start)}
+            for start in ("dropped_", "repaired_")
+        )
         table.append(
             {"filter": name, "documents": block["total"], "dropped": block["dropped"]}
-            | {"reasons": dict(Counter(reasons).most_common())}
+            | {"reasons": dict(Counter(reasons).most_common()), "repaired": repaired}
             | {"seconds": round(block["seconds"], 2)}
         )
     return table
@@ -159,25 +164,39 @@ def s_curve(texts: Iterable[str], minhash: MinHash, seed: int = 0, words: int = 
 # --- shown ---------------------------------------------------------------------------------------
 
 
+def fallen(table: list[dict], shown: dict[str, list[dict]]) -> list[list[str]]:
+    """Heads, and a line for each filter's commonest reasons and each kind of repair: how many, what
+    share of those that came as far, and the first of them."""
+    lines = [["filter", "why", "documents", "%", "for example"]]
+    for row in table:
+        why = dict(list(row["reasons"].items())[:COMMONEST])
+        found = [(reason, n, f"{row['filter']}: {reason}") for reason, n in why.items()]
+        found += [
+            (f"repaired, {kind}", n, f"repaired: {kind}") for kind, n in row["repaired"].items()
+        ]
+        for reason, n, name in found:
+            first = shown[name][0]
+            text = first.get("text") or f"{first['before']} → {first['after']}"
+            share = f"{100 * n / max(1, row['documents']):.2f}"
+            lines.append([row["filter"], reason, f"{n:,}", share, " ".join(text.split())[:WIDTH]])
+    return lines
+
+
 def show(
     table: list[dict], kinds: dict[str, dict[str, int]], shown: dict[str, list], checked: dict
 ) -> None:
-    """Print the funnel, an example of each common reason, what was planted and found, and how many
+    """Print the funnel, why documents fell, with examples, what was planted and found, and how many
     of the duplicates that `verify` compared are alike."""
-    print(f"{'filter':12}{'documents':>11}{'dropped':>9}{'%':>7}{'seconds':>9}  why")
+    print(f"{'filter':12}{'documents':>11}{'dropped':>9}{'%':>7}{'seconds':>9}")
     for row in table:
-        why = ", ".join(f"{reason} {n:,}" for reason, n in list(row["reasons"].items())[:4])
         percent = 100 * row["dropped"] / max(1, row["documents"])
         print(
             f"{row['filter']:12}{row['documents']:11,}{row['dropped']:9,}"
-            f"{percent:7.2f}{row['seconds']:9.1f}  {why}"
+            f"{percent:7.2f}{row['seconds']:9.1f}"
         )
-    print("\nwhat fell out, an example of the commonest reasons (more in examples.json)")
-    common = [f"{row['filter']}: {why}" for row in table for why in list(row["reasons"])[:4]]
-    for reason in [*common, *(kind for kind in shown if kind.startswith("repaired"))]:
-        first = shown[reason][0]
-        text = first.get("text") or f"{first['before']} -> {first['after']}"
-        print(f"  {reason:32.32} {' '.join(text.split()):.96}")
+    print("\nwhy, the commonest reasons (more examples in examples.json)")
+    for name, reason, n, share, text in fallen(table, shown):
+        print(f"{name:12}{reason:22.22}{n:>10}{share:>7}  {text}")
     if len(kinds) > 1:
         print(f"\n{'planted':12}{'planted':>9}{'reached':>9}{'found':>9}{'recall %':>10}")
     for kind, n in kinds.items():
@@ -189,6 +208,11 @@ def show(
             alike = checked[f"{kind}_true"]
             print(f"{alike:,} of {n:,} {kind} duplicates, compared word by word, are alike")
     print()
+
+
+def kept(lines: list[list[str]]) -> list[list[str]]:
+    """The lines of `fallen` for a page in Markdown: examples as code, as they may hold anything."""
+    return [lines[0], *([*line[:-1], f"`{line[-1].replace('`', '´')}`"] for line in lines[1:])]
 
 
 def target(kinds: dict[str, dict[str, int]]) -> str:

@@ -46,7 +46,8 @@ class Config(cli.RunConfig):
     tasks: int = 16
     """Pieces that the documents are dealt into: shards, and units of work to redo after a kill."""
     workers: int | None = None
-    """Tasks at a time; by default one for each core. The result does not depend on it."""
+    """Tasks at a time; by default one for each core, on a cluster all. The result does not depend
+    on it."""
     executor: Literal["local", "slurm", "ray"] = "local"
     """Where the tasks run: here, or on a cluster with this folder on a shared disk."""
     slurm_partition: str = "cpu"
@@ -117,7 +118,8 @@ def process(config: Config, run: runs.Run) -> None:
         runs.say(f"{stage.name}: {time.perf_counter() - started:.1f} s")
         started = time.perf_counter()
 
-    workers = config.workers or runs.hardware()["cores"]
+    cores = runs.hardware()["cores"]  # of this machine: what a cluster has, its scheduler knows
+    workers = config.workers or (cores if config.executor == "local" else config.tasks)
     if config.executor == "slurm":
         limits = dict(partition=config.slurm_partition, time=config.slurm_time)
         if executors.launch_slurm(stages, out, workers, **limits):
@@ -177,6 +179,7 @@ def process(config: Config, run: runs.Run) -> None:
         sentences=found["5-write/sentences"]["total"],
         funnel=table,
         planted=kinds,
+        table={"rows": funnel.kept(funnel.fallen(table, shown))},
         model=None,
         tokens=None,
         seconds=round(seconds, 1),

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,16 +30,6 @@ AT_ONCE = 256  # documents that are encoded together, or fewer: those of so many
 LOT = 1 << 20
 LONGEST = 1 << 18  # characters; a longer document is encoded in parts
 ENDLESS = re.compile(r"[^\W\d_]{1001,}|\d{1001,}|(?:[^\w\s]|_){1001,}")  # to the library, words
-
-
-class Encoder(Protocol):
-    """Any of ours, or of the libraries': a `tokenizers.Tokenizer` is taken as well."""
-
-    vocab_size: int
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def save(self, folder: Path) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -171,6 +161,7 @@ def prepare(
         manifest = {"key": key, "source": facts, "options": asdict(options), "dtype": dtype.name}
         manifest |= {"vocab_size": n_tokens, "separator": separator, **counts}
         runs.write_json(unfinished / "manifest.json", manifest)
+        unfinished.chmod(0o755)  # a cache may be shared
         if not folder.exists():  # another process may have been faster
             unfinished.rename(folder)
     finally:

@@ -9,6 +9,7 @@ Vocabularies of different size get different numbers of steps for the same sum. 
 fewer tokens, for its output layer is dear, and each token is more text.
 """
 
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -174,6 +175,7 @@ def train(
         "hardware": runs.hardware(),
     }
     runs.write_json(folder / "scores.json", result)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # nothing reads the model
     return result
 
 

@@ -146,7 +146,7 @@ def main(config: Config) -> None:
 
     if main_process:
         model.save(run.path / "model")
-        tokenizer.save(str(run.path / "model" / "tokenizer.json"))
+        runs.write_text(run.path / "model" / "tokenizer.json", tokenizer.to_str(pretty=True))
         run.plot()
         run.result(
             step="step3_peripherals",

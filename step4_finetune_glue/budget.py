@@ -4,7 +4,8 @@ import re
 
 import torch
 
-from step1_transformer.budget import activation_bytes, device, print_cost, transformer_flops
+from common.cli import UserError
+from step1_transformer.budget import activation_bytes, print_cost, transformer_flops
 from step2_bert.checkpoint import config_fields
 from step2_bert.model import BertConfig, BertForSequenceClassification
 from step4_finetune_glue import classifier, recipe, tasks
@@ -18,13 +19,16 @@ def shape(model: str) -> BertConfig:
     architecture that is not BERT's."""
     if found := PUBLISHED.fullmatch(model):
         return BertConfig.named(found[1], vocab_size=30522)
-    return BertConfig(**config_fields(classifier.read_config(classifier.find(model))))
+    try:
+        return BertConfig(**config_fields(classifier.read_config(classifier.find(model))))
+    except ValueError as error:
+        raise UserError(f"the config of {model}: {error}") from error
 
 
 def print_plan(config: Config) -> None:
     """Parameters, FLOPs, memory, hours and cost of all seeds on `config.plan` devices, if every row
     has the most tokens that it may have: buckets compute only those that are there."""
-    device(config.plan)
+    config.check_plan()
     task, bert = tasks.task(config.task), shape(config.model)
     tasks.check_trainable(task)
     with torch.device("meta"):  # shapes without memory

@@ -81,10 +81,14 @@ def width(folder: Path) -> int:
 
 
 def facts(folder: Path, pooling: str, impl: str) -> dict[str, str]:
-    """What a run states about its checkpoint: sha256 over the weights, and what the head reads."""
+    """What a run states about its checkpoint: its weights, and what the head reads."""
+    return fingerprint(folder) | {"pooling": pooling_of(folder, pooling, impl)}
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """sha256 over the weights of a checkpoint."""
     files = tuple(sorted(folder.glob("*.safetensors")))
-    weights = data.Source(folder.name, "path", files).fingerprint()
-    return {"fingerprint": weights, "pooling": pooling_of(folder, pooling, impl)}
+    return {"fingerprint": data.Source(folder.name, "path", files).fingerprint()}
 
 
 def tokenizer_of(folder: Path, max_seq_len: int) -> Tokenizer:

@@ -78,7 +78,7 @@ class Table:
         for task in tasks:
             scores, wanted = system.scores[task], [slug(UNNAMED)]
             if slug(UNNAMED) not in scores:
-                wanted = {name for one in self.measured for name in one.scores[task]}
+                wanted = {n for one in self.measured for n in one.scores.get(task, {})}
             if not scores.keys() >= set(wanted):
                 return None
             means.append(np.mean([scores[name][0] for name in wanted]))

@@ -76,7 +76,7 @@ def main(config: Config) -> None:
     run = runs.Run.open(config, f"step4_finetune_glue/grid-{name}")
     if resuming.finished(run, config, free=FREE):
         return
-    trainings.check(task, config)
+    trainings.begin(run, task, config)
 
     # Every cell once, then the best one again; what is done is never done again
     cells = list(dict.fromkeys(product(config.batch_sizes, config.learning_rates)))

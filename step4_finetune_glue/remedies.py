@@ -7,7 +7,7 @@
 The base is finetune.py as it comes; each variant takes a remedy away, or adds one, and is trained
 by finetune.py with the same seeds. A difference is the mean of those to the base's same seed.
 
-Target of the cpu preset: without warm-up and bias correction F1 is lower by 2 points or more.
+Target of the cpu preset: 3 epochs are better than the 8 of the base, by 1 point of F1 or more.
 """
 
 from dataclasses import dataclass
@@ -54,11 +54,13 @@ class Config(cli.RunConfig):
 
 PRESETS = {
     "smoke": dict(variants=("no_warmup",), seeds=2, settings=("train-limit=32", "max-steps=2")),
-    "cpu": dict(task="MRPC", model="notes/zoo/bert-tiny", seeds=2, parallel=2,
-                variants=tuple(name for name in VARIANTS if name != "cls")),
+    "cpu": dict(
+        task="MRPC", model="notes/zoo/bert-tiny", seeds=2, parallel=2,
+        variants=("no_warmup", "no_correction", "three_epochs", "layer_decay", "random"),
+    ),
     "gpu": dict(precision="bf16"),
 }  # fmt: skip
-TARGET = 2.0  # points that taking both away costs, at least
+TARGET = 1.0  # points that 3 epochs gain, at least
 FREE = {"preset", "slice_minutes", "parallel"}
 MORE = {"variants", "seeds"}
 
@@ -69,7 +71,7 @@ def main(config: Config) -> None:
     run = runs.Run.open(config, f"step4_finetune_glue/remedies-{name}")
     if resuming.finished(run, config, free=FREE, more=MORE):
         return
-    trainings.check(task, config)
+    trainings.begin(run, task, config)
 
     # Seeds outside: all that was begun can be compared when time is up early
     names = tuple(dict.fromkeys(("base", *config.variants)))
@@ -97,11 +99,11 @@ def main(config: Config) -> None:
     title = f"{task.name}, {config.model}: {task.metrics[0]} on dev, %"
     remedy_table.plot(found, task.metrics[0], title, run.path / "curves.png")
     print(f"\nfigure: {run.path}/curves.png")
-    usual = (config.task, config.model) == (PRESETS["cpu"]["task"], PRESETS["cpu"]["model"])
-    if config.preset == "cpu" and usual and "neither" in differences:
-        lost = -differences["neither"][task.metrics[0]]["value"]
-        told = f"without warm-up and correction {lost:.1f} points less (>= {TARGET:g})"
-        print(f"target {'reached' if lost >= TARGET else 'missed'}: {told}")
+    usual = (task.name, config.model) == (PRESETS["cpu"]["task"], PRESETS["cpu"]["model"])
+    if config.preset == "cpu" and usual and "three_epochs" in differences:
+        gained = differences["three_epochs"][task.metrics[0]]["value"]
+        told = f"3 epochs gain {gained:.1f} points (>= {TARGET:g})"
+        print(f"target {'reached' if gained >= TARGET else 'missed'}: {told}")
     seconds, tokens = (sum(one[name] for one in every) for name in ("seconds", "tokens"))
     run.result(
         every,

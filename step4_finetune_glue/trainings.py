@@ -4,23 +4,25 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from common import subruns
+from common import runs, subruns
 from step1_transformer import resuming
 from step4_finetune_glue import classifier, tasks
 from step4_finetune_glue.tasks import Task
 
 SCRIPT = Path(__file__).resolve().parent / "finetune.py"
 TAKEN = {"out", "resume", "seed", "seeds", "preset", "task", "data", "model", "precision",
-         "slice_minutes", "plan"}  # fmt: skip
+         "slice_minutes", "max_minutes", "plan"}  # fmt: skip
 Todo = Iterable[tuple[Path, int, tuple[str, ...]]]  # folder, seed, flags of its own
 
 
-def check(task: Task, config: Any) -> None:
+def begin(run: runs.Run, task: Task, config: Any) -> None:
     """Raises UserError if there are no such files or no such checkpoint, before a training would
-    leave a folder with their names."""
-    classifier.find(config.model)
+    leave a folder with their names; or if the run was begun with others, for what is trained
+    already would stand beside what is not."""
+    checkpoint = classifier.find(config.model)
     tasks.check_trainable(task)
-    tasks.locate(task, "train", config.data)
+    resuming.record(run, tasks.locate(task, "train", config.data).facts())
+    resuming.record(run, classifier.fingerprint(checkpoint), "checkpoint", "another checkpoint")
 
 
 def commands(config: Any, todo: Todo, budget: subruns.Slice) -> Iterator[list[str]]:

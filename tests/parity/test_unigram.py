@@ -94,6 +94,15 @@ def test_any_text_is_encoded_and_decoded_as_by_the_library(pair, text):
     assert ours.decode(ids) == theirs.decode(ids)
 
 
+@pytest.mark.parametrize("pair", ["llama-2", "bpe-bytes"], indirect=True)
+@settings(max_examples=100)
+@given(text=texts)
+def test_with_a_byte_for_all_else_and_no_rules_a_text_comes_back(pair, text):
+    """But for the sign that stands for a space."""
+    ours, _ = pair
+    assert ours.decode(ours.encode(text)) == text.replace("\u2581", " ")
+
+
 @settings(max_examples=60)
 @given(seed=st.lists(st.integers(0, 599), max_size=12))
 def test_any_ids_are_decoded_as_by_the_library(pair, seed):

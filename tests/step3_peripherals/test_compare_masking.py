@@ -116,7 +116,7 @@ def test_a_comparison_that_is_stopped_or_extended_keeps_its_scores(data, tmp_pat
     assert result()["hardware"] == there
 
 
-def test_a_slice_is_for_pretraining_and_fine_tuning_together(data, reviews, monkeypatch):
+def test_a_slice_is_for_pretraining_and_fine_tuning_together(data, reviews, tmp_path, monkeypatch):
     left = []
     real = bert_study.engine.train
 
@@ -126,7 +126,9 @@ def test_a_slice_is_for_pretraining_and_fine_tuning_together(data, reviews, monk
 
     monkeypatch.setattr(bert_study.engine, "train", noted)
     monkeypatch.setattr(masking_table, "plot", lambda *parts: None)
-    flags = ["--data", data, "--downstream", reviews, "--epochs", 1, "--variants", BASE]
+    few = tmp_path / "few.tsv"  # fewer than usually are a batch
+    few.write_text("\n".join(reviews.read_text().splitlines()[:30]))
+    flags = ["--data", data, "--downstream", few, "--epochs", 1, "--variants", BASE]
     assert call(*flags, "--slice-minutes", 60) == 0
     first, second = left
     assert 0 < second < first - 1e-4  # six milliseconds, and a training takes more

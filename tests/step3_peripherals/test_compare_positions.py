@@ -147,6 +147,7 @@ def test_scores_are_those_of_the_saved_model_on_the_whole_held_out_text():
         (["--score-lengths", 64], "--score-lengths must have that of training, 32"),
         (["--settings", "n-layers="], "must be flags without dashes"),
         (["--settings", "seed=3"], "--settings seed: this script sets it"),
+        (["--settings", "max_minutes=2"], "--settings max_minutes: this script sets it"),
         (["--seeds", 0], "--seeds 0 must be above 0"),
         (["--data", "nowhere.txt"], "no such file"),
         (["--heldout-every", 200], "documents are too few"),

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -116,6 +117,16 @@ def test_only_what_the_training_held_out_is_continued(made):
     heldout = (made / "text.txt").read_text().split("\n\n")[6::7]
     for text in kept["texts"]:
         assert any(tokenizer.decode(text[:6]) in document for document in heldout)
+
+
+def test_after_the_training_a_mistake_says_where_the_model_is(made):
+    training = made / "late" / "seed-0" / "training"
+    shutil.copytree(made / "model", training / "model")
+    shutil.copy(made / "config.json", training)
+    (training / "result.json").write_text(json.dumps(dict(steps=1, precision="fp32", seconds=1)))
+    some = config(made, "late", model="", texts=10_000)
+    with pytest.raises(UserError, match=f"holds out only .* with --model {training}/model"):
+        compare_sampling.main(some)
 
 
 def test_mistakes(made):

@@ -68,6 +68,7 @@ def test_a_comparison_is_made_once_and_told_whole(capsys, monkeypatch):
     assert "no byte-level of 60: " in told
     assert "target " in told and told.endswith("result: run/result.json\n")
     assert Path("run/curves.png").stat().st_size > 20_000
+    assert not list(Path("run").rglob("*.safetensors"))  # nothing would read them
 
     found = read("run/result.json")
     assert str(Path.cwd()) not in Path("run/result.json").read_text()

@@ -16,8 +16,11 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from datatrove.data import Document
+from pyarrow import parquet
 
 from common import data, formats
 from common.cli import UserError
@@ -106,6 +109,15 @@ def test_every_filter_drops_and_shows_examples(processed):
     repaired = shown["repaired: mojibake"][0]
     assert repaired["before"] != repaired["after"]
     assert all(len(rows) <= funnel.EXAMPLES for rows in shown.values())
+    table = funnel.funnel(processed[1])
+    heads, *lines = funnel.kept(funnel.fallen(table, shown))
+    assert heads[-1] == "for example" and {line[0] for line in lines} >= {"repair", "c4", "near"}
+    for name, reason, n, share, example in lines:
+        (row,) = (row for row in table if row["filter"] == name)
+        count = (row["reasons"] | {f"repaired, {k}": v for k, v in row["repaired"].items()})[reason]
+        assert int(n) == count and float(share) == round(100 * count / row["documents"], 2)
+        assert len(example) > 2 and example[0] == example[-1] == "`"
+    assert len(lines) > sum(len(row["reasons"]) > 0 for row in table)
 
 
 def test_shards_are_documents_with_their_sentences(processed):
@@ -296,11 +308,40 @@ def test_hashes_are_written_as_they_come(tmp_path):
             pass
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-        read = blocks.Hash.read(tmp_path / str(n), minhash, 0)
-        assert read.tolist() == list(range(n))
+        read = blocks.Hash.read(blocks.Hash.files(tmp_path / str(n)), minhash)
+        assert np.concatenate(list(read))[:, 0].tolist() == list(range(n))
     assert peaks[1] < peaks[0] + 200_000
     with pytest.raises(FileNotFoundError, match="has no hashes"):
-        blocks.Hash.read(tmp_path, minhash, 0)
+        blocks.Hash.files(tmp_path)
+
+
+def test_a_large_corpus_is_searched_in_parts(tmp_path, monkeypatch):
+    """Whose memory is bounded, and whose links chain the same documents."""
+    minhash, rng = MinHash(), np.random.default_rng(0)
+    known = rng.integers(0, 1 << 64, 30_000, np.uint64)
+    hashes = known[rng.integers(0, len(known), (60_000, minhash.bands + 1))]
+    rows = np.column_stack([np.arange(len(hashes), dtype=np.uint64), hashes])
+    (tmp_path / "hashes").mkdir()
+    for hand in range(3):
+        rows[hand::3].tofile(tmp_path / "hashes" / f"{hand:05d}.uint64")
+
+    def search(name: str, at_once: int) -> tuple[list, float]:
+        monkeypatch.setattr(blocks, "AT_ONCE", at_once)
+        monkeypatch.setattr(blocks, "READ_ROWS", 1000)
+        match = blocks.Match(tmp_path / "hashes", tmp_path / name, minhash)
+        tracemalloc.start()
+        for rank in range(minhash.bands + 1):
+            assert not list(match.run(rank=rank, world_size=minhash.bands + 1))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        found = [np.load(file) for file in sorted((tmp_path / name).glob("*.npy"))]
+        assert len(found) == minhash.bands + 1
+        return [sorted(map(tuple, pairs.tolist())) for pairs in found], peak
+
+    (whole, most), (parts, bounded) = search("whole", 10**9), search("parts", 5000)
+    assert parts == whole and all(len(pairs) > 20_000 for pairs in whole)
+    pairs = 16 * max(map(len, whole))
+    assert bounded - 2 * pairs < (most - pairs) / 3
 
 
 def test_half_a_file_is_never_seen(tmp_path):
@@ -546,6 +587,20 @@ def test_bad_rows_can_be_left_out(tmp_path):
     counts = in_process(stages(source, tmp_path / "out", skip_bad_lines=True, tasks=1))
     assert counts["1-read/source"]["total"] == 1
     assert counts["1-read/source"]["bad_lines"] == 2
+
+
+def test_bad_rows_of_a_hub_dataset_can_be_left_out(tmp_path, monkeypatch):
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    table = pa.table({"text": ["Good.", None, "Better."]})
+    parquet.write_table(table, tmp_path / "set" / "data" / "train-00000-of-00001.parquet")
+    monkeypatch.delenv("GYM_DATA", raising=False)
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setitem(data.HUB, "minipile", (str(tmp_path / "set"), None))
+    with pytest.raises(UserError, match="skip-bad-lines"):
+        in_process(stages("minipile", tmp_path / "all", tasks=1))
+    counts = in_process(stages("minipile", tmp_path / "good", skip_bad_lines=True, tasks=1))
+    assert counts["1-read/source"]["total"] == 2 and counts["1-read/source"]["bad_lines"] == 1
 
 
 def test_a_document_of_one_long_line(tmp_path):

@@ -320,6 +320,8 @@ def test_a_part_of_a_task_is_marked_and_spoils_no_other_row():
     part.low.add("CoLA")  # nothing of it is comparable, so it has no say in the average
     assert table.averaged() == ["RTE", "CoLA"] and table.average(part) is None
     assert table.average(whole) == 40
+    del part.scores["CoLA"]  # nor need it have all tasks
+    assert table.average(whole) == 40 and table.average(part) is None
 
 
 @pytest.mark.filterwarnings("error")

@@ -513,6 +513,8 @@ def test_a_plan_says_what_it_costs_and_starts_nothing(tmp_path, capfd, monkeypat
     assert "RTE, minilm: 22.7 M parameters, 3 seeds of 12 steps" in capfd.readouterr().out
     assert "AX has nothing to train on" in fails("--plan", "h100", "--task", "AX")
     assert "known: t4," in fails("--plan", "abacus")
+    assert "--n-devices 0 must be above 0" in fails("--plan", "t4", "--n-devices", 0)
+    assert "--utilisation 0.0 must be above" in fails("--plan", "t4", "--utilisation", 0)
     assert not list(tmp_path.iterdir())
 
 

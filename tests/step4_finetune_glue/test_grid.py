@@ -47,6 +47,16 @@ def test_a_grid_is_shown_whole_and_its_best_cell_trained_again(tmp_path, capfd, 
     (cell / "result.json").unlink()  # nor did this one reach its end
     for file in (cell / "seed-0").glob("scores*"):
         file.unlink()
+    for file, what in (
+        (data / "RTE" / "train.tsv", "other data"),
+        (bert / "model.safetensors", "another checkpoint"),
+    ):
+        whole = file.read_bytes()
+        file.write_bytes(whole + whole.splitlines(True)[-1])
+        assert small.run("grid", *flags, "--resume") == 2
+        assert f"was begun with {what}" in capfd.readouterr().err
+        file.write_bytes(whole)
+        gc.collect()
     monkeypatch.setattr(runs, "hardware", lambda: {"cores": 99})
     assert small.run("grid", *flags, "--resume") == 0
     assert capfd.readouterr().out.count("$ finetune.py") == 1
@@ -69,6 +79,7 @@ def test_spread():
         (["--batch-sizes", 8, 0], "--batch-sizes (8, 0)"),
         (["--settings", "impl="], "must be flags without dashes"),
         (["--settings", "=hf"], "must be flags without dashes"),
+        (["--settings", "max-minutes=2"], "--settings max_minutes: this script sets it"),
         (["--task", "IMDB"], "unknown task"),
         (["--task", "AX"], "AX has nothing to train on"),
         (["--model", "/nowhere/bert"], "no such folder"),
