@@ -118,6 +118,10 @@ def test_every_filter_drops_and_shows_examples(processed):
         assert int(n) == count and float(share) == round(100 * count / row["documents"], 2)
         assert len(example) > 2 and example[0] == example[-1] == "`"
     assert len(lines) > sum(len(row["reasons"]) > 0 for row in table)
+    assert funnel.change("x" * 30 + "Ã©t" + "y" * 30, "x" * 30 + "ét" + "y" * 30) == (
+        "x" * 14 + "Ã©t" + "y" * 15 + " → " + "x" * 14 + "ét" + "y" * 16
+    )
+    assert funnel.change("ab", "a") == "ab → a"
 
 
 def test_shards_are_documents_with_their_sentences(processed):
