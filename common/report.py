@@ -251,10 +251,11 @@ def markdown(rows: list[Row], folder: Path) -> str:
 
 def grid(rows: Iterable[Iterable[str]], notes: Iterable[str] = (), align: str = "---") -> str:
     """Rows of cells, the first of them heads, in Markdown; `align` is that of all but the first
-    column. The notes follow, a line each."""
+    column; control characters are shown as "·". The notes follow, a line each."""
     head, *body = (list(row) for row in rows)
     lines = [head, ["---", *[align] * (len(head) - 1)], *body]
     safe = ([cell.replace("|", "\\|").replace("\n", "<br>") for cell in line] for line in lines)
+    safe = ([re.sub(r"[\x00-\x1f\x7f-\x9f]", "·", cell) for cell in line] for line in safe)
     table = "\n".join(f"| {' | '.join(line)} |" for line in safe)
     return "\n".join([table, *(f"\n{note}" for note in notes)])
 

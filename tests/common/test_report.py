@@ -86,6 +86,11 @@ TABLE = {"rows": [["", "RTE\nacc"], ["tiny | <1", "58.8\n±1.2"]], "notes": ["a 
 MARKS = "<!-- table:glue:start -->\n<!-- table:glue:end -->\n"
 
 
+def test_a_cell_breaks_no_table():
+    lines = report.grid([["a", "b"], ["x|y\nz", "\x96\ttab"]]).splitlines()
+    assert lines == ["| a | b |", "| --- | --- |", "| x\\|y<br>z | ··tab |"]
+
+
 def test_a_table_of_a_result_is_in_the_notes_and_on_the_page(root):
     kept = write(root / "notes" / "results" / "step2_bert-glue.json", table=TABLE)
     notes, html = root / "step2_bert" / "notes.md", root / "page.html"
