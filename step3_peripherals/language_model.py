@@ -95,6 +95,7 @@ class Layer(nn.Module):
         self.feed_forward = Residual(FeedForward(config), config)
 
     def forward(self, x: Tensor, positions: NoPositions) -> Tensor:
+        """x (B, T, d) -> (B, T, d)."""
         return self.feed_forward(self.attention(x, positions))
 
 

@@ -10,7 +10,8 @@ from step3_peripherals.stream import Rows
 
 
 def losses(model: nn.Module, batch: engine.Batch) -> dict[str, torch.Tensor]:
-    """Sums over the target tokens of a batch of `Rows`: -log p (nats) and the hits."""
+    """Sums over the target tokens of a batch of `Rows`, input_ids and labels (B, T): -log p in
+    nats, and the hits."""
     sums = model(batch["input_ids"], batch["labels"])
     return {"token_loss": sums.loss, "token_accuracy": sums.correct}
 

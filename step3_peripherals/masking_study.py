@@ -73,7 +73,8 @@ def masked_batch(
     seed: int = 0,
     epoch: int = 0,
 ) -> engine.Batch:
-    """The batch that `Samples.batch` makes of `rows`, masked anew by `masking`."""
+    """The batch that `Samples.batch` makes of `rows` (B,), masked anew by `masking`: others are its
+    input_ids (B, T), masked_positions (M,) and masked_labels (M,)."""
     batch = samples.batch(rows)
     ids = batch["input_ids"].numpy()
     ids.reshape(-1)[batch["masked_positions"]] = batch["masked_labels"]  # the text as it was

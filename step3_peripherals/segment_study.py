@@ -131,8 +131,10 @@ def masked_batch(
     seed: int = 0,
     epoch: int = 0,
 ) -> engine.Batch:
-    """The samples `rows` (B,), masked, in rows as long as the longest of them, as
-    `step2_bert.samples.Samples.batch` lays them out. Without a `question` no pair is asked."""
+    """The samples `rows` (B,), masked, in rows as long as the longest of them, T tokens, as
+    `step2_bert.samples.Samples.batch` lays them out: input_ids and token_type_ids (B, T) int64,
+    attention_mask (B, T) bool or None, masked_positions and masked_labels (M,). Without a
+    `question` no pair is asked."""
     lengths = samples.offsets[rows + 1] - samples.offsets[rows]
     column = np.arange(lengths.max())
     present = column < lengths[:, None]

@@ -41,6 +41,7 @@ class MeanPooledBert(BertForSequenceClassification):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
     ) -> Tensor:
+        """input_ids, attention_mask and token_type_ids (B, T) -> logits (B, C)."""
         hidden, _ = self.bert(input_ids, attention_mask, token_type_ids)  # (B, T, d)
         return self.classifier(self.dropout(mean_of(hidden, attention_mask)))  # (B, n_classes)
 
@@ -67,6 +68,7 @@ class HuggingFaceClassifier(nn.Module):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
     ) -> Tensor:
+        """input_ids, attention_mask and token_type_ids (B, T) -> logits (B, C)."""
         given = {"input_ids": input_ids, "attention_mask": attention_mask}
         given |= {"token_type_ids": token_type_ids} if self.segments else {}
         if not self.mean:

@@ -23,7 +23,8 @@ def call(model: nn.Module, batch: engine.Batch) -> Tensor:
 
 
 def losses(model: nn.Module, batch: engine.Batch) -> dict[str, Tensor]:
-    """Summed cross-entropy and hits; for scores, which are no classes, summed squared errors."""
+    """Sums over a batch, whose "labels" (B,) are int64 classes of the logits (B, C): cross-entropy
+    in nats, and hits. Where they are float32 scores of logits (B, 1): squared errors."""
     logits, labels = call(model, batch), batch["labels"]
     if labels.is_floating_point():
         return {"label_loss": F.mse_loss(logits[:, 0], labels, reduction="sum")}

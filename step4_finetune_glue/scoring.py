@@ -184,7 +184,7 @@ def together(task: Task, logits: np.ndarray) -> np.ndarray:
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis."""
+    """Softmax over the last axis: logits (..., C) -> (..., C) float64."""
     wide = logits.astype(np.float64)
     grown = np.exp(wide - wide.max(-1, keepdims=True))
     return grown / grown.sum(-1, keepdims=True)
