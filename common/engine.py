@@ -208,7 +208,7 @@ class Trainer:
         keep_memory()
         # What processes tell each other beside gradients goes over the host: no device waits
         self.hosts = dist.new_group(backend="gloo") if self.world > 1 else None
-        self.state = State(config_digest=_digest(config), data_key=self.data_key)
+        self.state = State(config_digest=_digest(cli.as_dict(config)), data_key=self.data_key)
         self.sums: Counter = Counter()
         self.grad_norm: float | torch.Tensor = 0.0
         self.saved_step: int | None = None
@@ -535,6 +535,7 @@ class Trainer:
         except Exception as error:
             told = f"{checkpoint}/trainer cannot be read ({error})"
             raise UserError(f"{told}; delete {checkpoint} and resume") from None
+        stored["config_digest"] = _digest(json.loads(stored["config_digest"]))
         for key, kind in (("config_digest", "settings"), ("data_key", "data")):
             if stored[key] != getattr(self.state, key):
                 raise UserError(
@@ -640,8 +641,8 @@ def _mix(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _digest(config: cli.RunConfig) -> str:
+def _digest(settings: dict[str, Any]) -> str:
     """The settings that decide the weights, as text; where and how long to run is left out."""
     free = {"out", "resume", "tracker", "slice_minutes", "save_minutes", "log_every", "preset"}
     free |= {"plan", "n_devices", "utilisation", "price", "cache"}
-    return json.dumps({k: v for k, v in cli.as_dict(config).items() if k not in free}, default=str)
+    return json.dumps({k: v for k, v in settings.items() if k not in free}, default=str)

@@ -62,7 +62,8 @@ def build(
 
 class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum (Jordan et al. 2024), for matrices: `torch.optim.Muon` as it comes,
-    to the bit, but where the processor only imitates bf16, and takes some 20 times as long."""
+    to the bit, but on processors that torch has no fast products in bf16 for (x86 below AVX-512),
+    where that takes some 20 times as long as fp32."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float):
         super().__init__(parameters, dict(lr=lr, weight_decay=weight_decay, momentum=0.95))
@@ -85,8 +86,8 @@ def cpu_has_bf16() -> bool:
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """Nearly U Vᵀ of a matrix U S Vᵀ: its singular values are drawn to between 0.7 and 1.2, by five
-    steps of X ← a X + (b X Xᵀ + c (X Xᵀ)²) X (Newton and Schulz), from X of norm 1."""
+    """Nearly U Vᵀ of a matrix U S Vᵀ: all but tiny singular values are drawn to between 0.7 and
+    1.2, by five steps of X ← a X + (b X Xᵀ + c (X Xᵀ)²) X (Newton and Schulz) from norm 1."""
     native = matrix.device.type != "cpu" or cpu_has_bf16()
     x = matrix.to(torch.bfloat16 if native else torch.float32)
     x = x.T if (tall := x.shape[0] > x.shape[1]) else x

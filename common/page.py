@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import Sequence
 from html import escape
 from itertools import groupby
@@ -79,9 +80,17 @@ def facts(result: "Result") -> str:
     return "".join(f"{text} · " for text in told)
 
 
+def visible(text: str) -> str:
+    """With a dot for each control character."""
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", "·", text)
+
+
 def own_table(rows: Sequence[list[str]] = (), notes: Sequence[str] = ()) -> str:
     """The table that a result holds, its first row the heads; it scrolls where it is too wide."""
-    body = "".join(f"<tr><td>{'<td>'.join(map(escape, row))}</tr>" for row in rows)
+    cells = (
+        [re.sub("`(.+)`", r"<code>\1</code>", escape(visible(c))) for c in row] for row in rows
+    )
+    body = "".join(f"<tr><td>{'<td>'.join(row)}</tr>" for row in cells)
     body = f"<div class=wide><table>{body}</table></div>".replace("\n", "<br>") if rows else ""
     return body + "".join(f"<div class=soft>{escape(note)}</div>" for note in notes)
 

@@ -254,8 +254,8 @@ def grid(rows: Iterable[Iterable[str]], notes: Iterable[str] = (), align: str = 
     column; control characters are shown as "·". The notes follow, a line each."""
     head, *body = (list(row) for row in rows)
     lines = [head, ["---", *[align] * (len(head) - 1)], *body]
-    safe = ([cell.replace("|", "\\|").replace("\n", "<br>") for cell in line] for line in lines)
-    safe = ([re.sub(r"[\x00-\x1f\x7f-\x9f]", "·", cell) for cell in line] for line in safe)
+    shown = ([page.visible(cell).replace("|", "\\|") for cell in line] for line in lines)
+    safe = ([cell.replace("\n", "<br>") for cell in line] for line in shown)
     table = "\n".join(f"| {' | '.join(line)} |" for line in safe)
     return "\n".join([table, *(f"\n{note}" for note in notes)])
 

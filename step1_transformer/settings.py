@@ -15,4 +15,4 @@ def check(config: cli.RunConfig, example: str, taken: Set[str]) -> None:
     cli.check(config, "settings", rule, lambda texts: all(map(flag.fullmatch, texts)))
     names = {text.partition("=")[0].replace("-", "_") for text in config.settings}
     if names & taken:
-        raise UserError(f"--settings {min(names & taken)}: this script sets it, see --help")
+        raise UserError(f"--settings {min(names & taken)}: this script decides it, see --help")

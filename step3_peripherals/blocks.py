@@ -250,9 +250,8 @@ class Repair(BaseFilter):
         fixed, kind = planting.repair(doc.text)
         if kind:
             self.stat_update(f"repaired_{kind}")
-            at = next(
-                (i for i, (a, b) in enumerate(zip(doc.text, fixed, strict=False)) if a != b), 0
-            )
+            pairs = enumerate(zip(doc.text, fixed, strict=False))
+            at = next((i for i, (a, b) in pairs if a != b), min(len(doc.text), len(fixed)))
             around = slice(max(0, at - 40), at + 80)
             self.repaired.write(
                 doc, self.rank, kind=kind, hash=exact_hash(fixed),

@@ -117,10 +117,10 @@ def main(config: Config) -> None:
     except (KeyboardInterrupt, cli.Interrupted) as stop:
         told = f"stopped; go on with:\n{cli.resume_command(run.path)}"
         raise cli.Interrupted(getattr(stop, "signum", signal.SIGINT), told) from None
-    except UserError as error:
-        done = None if config.model else next(run.path.glob("seed-*/training/model"), None)
-        kept = f"; begin anew in another --out, with --model {done}" if done else ""
-        raise UserError(f"{error}{kept}") from None
+    except trained.TooMany as error:
+        kept = f"--model {models[0]}, which is trained already,{' --seeds 1' * (len(models) > 1)}"
+        told = "" if config.model else f"; begin anew with {kept} and another --out"
+        raise UserError(f"{error}{told}") from None
 
     # Compare
     means, rows = degeneration.means(found), degeneration.rows(found)

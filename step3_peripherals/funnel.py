@@ -178,7 +178,9 @@ def fallen(table: list[dict], shown: dict[str, list[dict]]) -> list[list[str]]:
             first = shown[name][0]
             text = first["text"] if "text" in first else change(first["before"], first["after"])
             share = f"{100 * n / max(1, row['documents']):.2f}"
-            lines.append([row["filter"], reason, f"{n:,}", share, " ".join(text.split())[:WIDTH]])
+            lines.append(
+                [row["filter"], reason, f"{n:,}", share, " ".join(text.split())[:WIDTH] or "–"]
+            )
     return lines
 
 

@@ -118,8 +118,8 @@ def process(config: Config, run: runs.Run) -> None:
         runs.say(f"{stage.name}: {time.perf_counter() - started:.1f} s")
         started = time.perf_counter()
 
-    cores = runs.hardware()["cores"]  # of this machine: what a cluster has, its scheduler knows
-    workers = config.workers or (cores if config.executor == "local" else config.tasks)
+    cores = runs.hardware()["cores"]  # what a cluster has, its scheduler knows: -1, no limit
+    workers = config.workers or (cores if config.executor == "local" else -1)
     if config.executor == "slurm":
         limits = dict(partition=config.slurm_partition, time=config.slurm_time)
         if executors.launch_slurm(stages, out, workers, **limits):

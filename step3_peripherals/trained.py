@@ -11,11 +11,15 @@ from step3_peripherals import stream
 from step3_peripherals.language_model import LanguageModel
 
 
+class TooMany(UserError):
+    """More texts, or longer ones, were asked for than there are."""
+
+
 def load(folder: Path, n_tokens: int = 0) -> tuple[LanguageModel, Any]:
     """The model and the `tokenizers.Tokenizer` in the folder model/ of a run.
 
-    Raises UserError for what is missing, damaged, or does not belong together, and for learned
-    positions that end before `n_tokens`.
+    Raises UserError for what is missing, damaged, or does not belong together, and TooMany for
+    learned positions that end before `n_tokens`.
     """
     from tokenizers import Tokenizer
 
@@ -32,7 +36,7 @@ def load(folder: Path, n_tokens: int = 0) -> tuple[LanguageModel, Any]:
     most = model.config.max_seq_len
     if model.config.positions == "learned" and n_tokens > most:
         told = f"the model learned {most} positions, and prompt and new tokens are {n_tokens}"
-        raise UserError(f"{told}: ask for fewer")
+        raise TooMany(f"{told}: ask for fewer")
     return model, tokenizer
 
 
@@ -58,12 +62,12 @@ def text_of(folder: Path, name: str, tokenizer: Any, cache: Path) -> stream.Stre
 def beginnings(text: stream.Stream, n: int, length: int) -> np.ndarray:
     """(n, length) ids from all over what is held out, none past the end of a document.
 
-    Raises UserError if there are fewer.
+    Raises TooMany if there are fewer.
     """
     tokens = text.tokens("heldout")
     cut = tokens[: len(tokens) // length * length].reshape(-1, length).astype(np.int64)
     cut = cut[(cut != text.manifest["separator"]).all(1)]
     if len(cut) < n:
         name = text.manifest["source"]["name"]
-        raise UserError(f"--texts {n}: {name} holds out only {len(cut)} texts")
+        raise TooMany(f"--texts {n}: {name} holds out only {len(cut)} texts")
     return cut[np.linspace(0, len(cut) - 1, n).round().astype(int)]

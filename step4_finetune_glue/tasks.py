@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -233,6 +234,13 @@ def locate(task: Task, split: str, data: str = "glue") -> sources.Source:
     return sources.Source(name, "hub", (), split, (HUB, task.hub_config, hub_split))
 
 
+def facts(task: Task, split: str, data: str = "glue") -> dict[str, str]:
+    """What a run states about a split: `common.data`'s name, kind and fingerprint."""
+    source = locate(task, split, data)
+    with _how_to_get() if source.hub else nullcontext():
+        return source.facts()
+
+
 def _split(task: Task, split: str) -> str:
     known = ("train", *task.dev_splits, *task.test_splits)
     known = known[1:] if task.name == "AX" else known
@@ -312,10 +320,17 @@ def _hub_rows(task: Task, source: sources.Source) -> Iterator[formats.Row]:
     names = {"MRPC": ("sentence1", "sentence2"), "MNLI": ("premise", "hypothesis")}
     names["AX"] = names["MNLI"]
     texts = names.get(task.name, task.texts)
-    try:
+    with _how_to_get():
         for where, row in sources.hub_rows(source):
             renamed = {ours: row.get(one) for ours, one in zip(task.texts, texts, strict=True)}
             yield where, renamed | {task.label: row.get("label"), "index": row.get("idx")}
+
+
+@contextmanager
+def _how_to_get():
+    """What the hub's complaints end with, for a task of GLUE."""
+    try:
+        yield
     except UserError as error:
         why = str(error).removesuffix(f". {sources.OFFLINE}")
         raise UserError(f"{why}; {HOW_TO_GET}") from error

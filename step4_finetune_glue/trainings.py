@@ -21,7 +21,10 @@ def begin(run: runs.Run, task: Task, config: Any) -> None:
     already would stand beside what is not."""
     checkpoint = classifier.find(config.model)
     tasks.check_trainable(task)
-    resuming.record(run, tasks.locate(task, "train", config.data).facts())
+    resuming.record(run, tasks.facts(task, "train", config.data))
+    held = tasks.found(task, task.dev_splits, config.data)
+    dev = {split: tasks.facts(task, split, config.data)["fingerprint"] for split in held}
+    resuming.record(run, dev, "held", "other data")
     resuming.record(run, classifier.fingerprint(checkpoint), "checkpoint", "another checkpoint")
 
 

@@ -106,7 +106,7 @@ def code_lines(path):
 
 
 def test_common_stays_thin():
-    assert sum(map(code_lines, modules("common"))) < 1720
+    assert sum(map(code_lines, modules("common"))) < 1725
 
 
 def requirements():

@@ -89,6 +89,8 @@ MARKS = "<!-- table:glue:start -->\n<!-- table:glue:end -->\n"
 def test_a_cell_breaks_no_table():
     lines = report.grid([["a", "b"], ["x|y\nz", "\x96\ttab"]]).splitlines()
     assert lines == ["| a | b |", "| --- | --- |", "| x\\|y<br>z | ··tab |"]
+    shown = page.own_table([["a"], ["`<i>\x96`"], ["x\ny"]])
+    assert "<td><code>&lt;i&gt;·</code></tr>" in shown and "x<br>y" in shown
 
 
 def test_a_table_of_a_result_is_in_the_notes_and_on_the_page(root):

@@ -123,7 +123,7 @@ def test_results_of_other_settings_are_not_mixed(trained, capfd):
     [
         (["--variants", "heads_7"], "no variant 'heads_7'; there are: learned_positions"),
         (["--settings", "dropout="], "must be flags without dashes, as in: dropout=0.3"),
-        (["--settings", "max-steps=3"], "--settings max_steps: this script sets it"),
+        (["--settings", "max-steps=3"], "--settings max_steps: this script decides it"),
         (["--seeds", 0], "--seeds 0 must be above 0"),
         (["--data", "gone.tsv"], "gone.tsv"),
     ],

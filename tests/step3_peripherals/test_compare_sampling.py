@@ -125,7 +125,7 @@ def test_after_the_training_a_mistake_says_where_the_model_is(made):
     shutil.copy(made / "config.json", training)
     (training / "result.json").write_text(json.dumps(dict(steps=1, precision="fp32", seconds=1)))
     some = config(made, "late", model="", texts=10_000)
-    with pytest.raises(UserError, match=f"holds out only .* with --model {training}/model"):
+    with pytest.raises(UserError, match=f"holds out only .* with --model {training}/model, "):
         compare_sampling.main(some)
 
 
@@ -133,7 +133,7 @@ def test_mistakes(made):
     for options, told in (
         (dict(strategies=("best",)), "no strategy 'best'"),
         (dict(settings=("fast ",)), "must be flags without dashes"),
-        (dict(settings=("out=x",)), "--settings out: this script sets it"),
+        (dict(settings=("out=x",)), "--settings out: this script decides it"),
         (dict(new_tokens=3), "4 or more"),
         (dict(seeds=2), "needs a model each"),
     ):

@@ -49,6 +49,7 @@ def test_a_grid_is_shown_whole_and_its_best_cell_trained_again(tmp_path, capfd, 
         file.unlink()
     for file, what in (
         (data / "RTE" / "train.tsv", "other data"),
+        (data / "RTE" / "dev.tsv", "other data"),
         (bert / "model.safetensors", "another checkpoint"),
     ):
         whole = file.read_bytes()
@@ -79,7 +80,7 @@ def test_spread():
         (["--batch-sizes", 8, 0], "--batch-sizes (8, 0)"),
         (["--settings", "impl="], "must be flags without dashes"),
         (["--settings", "=hf"], "must be flags without dashes"),
-        (["--settings", "max-minutes=2"], "--settings max_minutes: this script sets it"),
+        (["--settings", "max-minutes=2"], "--settings max_minutes: this script decides it"),
         (["--task", "IMDB"], "unknown task"),
         (["--task", "AX"], "AX has nothing to train on"),
         (["--model", "/nowhere/bert"], "no such folder"),
