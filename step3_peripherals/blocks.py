@@ -176,7 +176,8 @@ class ReadUnit(PipelineStep):
         if unit.kind in ("path", "mirror"):  # one empty file of many is no error
             found = formats.documents(unit.files[0], skipped if self.skip_bad_lines else None)
         else:
-            found = data.documents(unit, skip_bad_lines=self.skip_bad_lines, skipped=skipped)
+            known = replace(unit, name=unit.name.partition("~")[0])  # it is read by its name
+            found = data.documents(known, skip_bad_lines=self.skip_bad_lines, skipped=skipped)
         for number, paragraphs in enumerate(islice(found, self.most)):
             text = "\n".join(line for paragraph in paragraphs if (line := paragraph.strip()))
             if text:

@@ -72,7 +72,7 @@ class Finetuned:
     @property
     def checkpoint(self) -> str:
         """What its model is called, without folders: `bert-tiny`."""
-        return Path(self.values["model"]["name"].removesuffix("/model")).name
+        return Path(self.values["model"]["name"].rstrip("/").removesuffix("/model")).name
 
     @property
     def random(self) -> bool:

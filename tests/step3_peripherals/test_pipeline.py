@@ -172,6 +172,13 @@ def test_files_that_are_called_alike_have_documents_of_their_own(tmp_path):
         assert [doc.text[-2] for doc in docs] == ["a", "b"]
 
 
+def test_a_text_that_is_named_twice_is_read_twice(tmp_path):
+    units = blocks.units_of(data.resolve("sotu+sotu"))
+    read = list(blocks.ReadUnit(units, 2, False).run())
+    assert [doc.id for doc in read] == ["sotu/0", "sotu/1", "sotu~2/0", "sotu~2/1"]
+    assert [doc.text for doc in read[:2]] == [doc.text for doc in read[2:]]
+
+
 def test_a_folder_of_many_files_is_read_by_few_tasks(tmp_path, monkeypatch):
     """Each task writes a file for each of the next: 10,000 files must not make 160,000."""
     monkeypatch.setattr(blocks, "READERS", 4)
