@@ -152,7 +152,7 @@ def trainings(
     for name, folder, seed in todo:
         if (folder / "result.json").exists():
             continue
-        flags = [f"--{text}" for text in config.settings]
+        flags = settings.flags(config)
         own = table3.BASE | table3.VARIANTS.get(name, {})
         own |= dict(size=config.size, max_steps=config.max_steps, seed=seed)
         own |= dict(max_tokens=config.max_tokens, learning_rate=config.learning_rate)

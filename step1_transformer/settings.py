@@ -16,3 +16,8 @@ def check(config: cli.RunConfig, example: str, taken: Set[str]) -> None:
     names = {text.partition("=")[0].replace("-", "_") for text in config.settings}
     if names & taken:
         raise UserError(f"--settings {min(names & taken)}: this script decides it, see --help")
+
+
+def flags(config: cli.RunConfig) -> list[str]:
+    """`config.settings` as a training's command has them."""
+    return [f"--{text}" for text in config.settings]

@@ -184,7 +184,7 @@ def trainings(config: Config, todo: list, budget: subruns.Slice) -> Iterator[lis
             continue
         if minutes := budget.left():
             same["slice_minutes"] = minutes
-        flags = ["--out", folder, "--resume", *(f"--{text}" for text in config.settings)]
+        flags = ["--out", folder, "--resume", *settings.flags(config)]
         flags += ["--score-lengths", *config.score_lengths]
         print(f"$ train_lm.py --positions {name} --seed {seed}", flush=True)
         yield subruns.command_of(SCRIPT, *flags, **same, positions=name, seed=seed)

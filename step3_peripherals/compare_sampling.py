@@ -157,7 +157,7 @@ def main(config: Config) -> None:
 
 def train(config: Config, folders: dict[int, Path]) -> tuple[list[Path], float]:
     """The models of all seeds, those that are missing trained; and the seconds of all trainings."""
-    flags, results = [f"--{text}" for text in config.settings], []
+    flags, results = settings.flags(config), []
     for seed, folder in folders.items():
         out = folder / "training"
         if not (out / "result.json").exists():

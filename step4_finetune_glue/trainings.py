@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from common import runs, subruns
-from step1_transformer import resuming
+from step1_transformer import resuming, settings
 from step4_finetune_glue import classifier, tasks
 from step4_finetune_glue.tasks import Task
 
@@ -36,13 +36,13 @@ def commands(config: Any, todo: Todo, budget: subruns.Slice) -> Iterator[list[st
     for folder, seed, own in todo:
         if (folder / "result.json").exists():
             continue
-        settings = dict(task=config.task, data=config.data, model=config.model, seed=seed, seeds=1)
-        settings |= dict(preset="gpu", precision=config.precision)  # the one that limits nothing
+        same = dict(task=config.task, data=config.data, model=config.model, seed=seed, seeds=1)
+        same |= dict(preset="gpu", precision=config.precision)  # the one that limits nothing
         if minutes := budget.left():
-            settings["slice_minutes"] = minutes
+            same["slice_minutes"] = minutes
         print(f"$ finetune.py --out {folder}", flush=True)
-        flags = ["--out", folder, "--resume", *(f"--{text}" for text in config.settings), *own]
-        yield subruns.command_of(SCRIPT, *flags, **settings)
+        flags = ["--out", folder, "--resume", *settings.flags(config), *own]
+        yield subruns.command_of(SCRIPT, *flags, **same)
 
 
 def read(folder: Path) -> dict[str, Any]:
