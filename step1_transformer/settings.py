@@ -19,5 +19,6 @@ def check(config: cli.RunConfig, example: str, taken: Set[str]) -> None:
 
 
 def flags(config: cli.RunConfig) -> list[str]:
-    """`config.settings` as a training's command has them."""
-    return [f"--{text}" for text in config.settings]
+    """`config.settings` as a training's command has them, with dashes in their names."""
+    pairs = (text.partition("=") for text in config.settings)
+    return [f"--{name.replace('_', '-')}{sign}{value}" for name, sign, value in pairs]

@@ -251,8 +251,7 @@ class Repair(BaseFilter):
         fixed, kind = planting.repair(doc.text)
         if kind:
             self.stat_update(f"repaired_{kind}")
-            pairs = enumerate(zip(doc.text, fixed, strict=False))
-            at = next((i for i, (a, b) in pairs if a != b), min(len(doc.text), len(fixed)))
+            at = len(os.path.commonprefix([doc.text, fixed]))
             around = slice(max(0, at - 40), at + 80)
             self.repaired.write(
                 doc, self.rank, kind=kind, hash=exact_hash(fixed),
@@ -362,21 +361,23 @@ class Match(PipelineStep):
         self.hashes, self.folder, self.minhash = hashes, folder, minhash
 
     def run(self, data=None, rank: int = 0, world_size: int = 1):
-        size = sum(file.stat().st_size for file in Hash.files(self.hashes))
-        n_documents = size // (8 * (self.minhash.bands + 2))
+        files = Hash.files(self.hashes)
+        n_documents = sum(file.stat().st_size for file in files) // (8 * (self.minhash.bands + 2))
         parts = max(1, -(-n_documents // AT_ONCE))
         for band in range(rank, self.minhash.bands + 1, world_size):
-            found = [links(*self.part(band, part, parts)) for part in range(parts)]
+            found = [links(*self.read(files, band, part, parts)) for part in range(parts)]
             with written(self.folder / f"{band:05d}.npy") as beside, open(beside, "wb") as file:
                 np.save(file, np.concatenate(found))
         note_peak(self)
         yield from ()
 
-    def part(self, band: int, part: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, files: Sequence[Path], band: int, part: int, parts: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(n,) hashes that leave the remainder `part`, divided by `parts`, and (n,) their keys."""
         none = np.empty(0, np.uint64)
         hashes, keys = [none], [none]
-        for rows in Hash.read(Hash.files(self.hashes), self.minhash):
+        for rows in Hash.read(files, self.minhash):
             here = rows[:, band + 1] % np.uint64(parts) == part
             hashes.append(rows[here, band + 1])
             keys.append(rows[here, 0])

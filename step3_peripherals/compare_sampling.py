@@ -165,9 +165,7 @@ def train(config: Config, folders: dict[int, Path]) -> tuple[list[Path], float]:
             subruns.call(SCRIPT, *flags, "--out", out, "--resume", **options)
         results.append(resuming.read(out / "result.json"))
         if len(results) == 1:  # what it measured, its precision and --max-minutes' steps, is all's
-            flags = [
-                flag for flag in flags if not flag.replace("_", "-").startswith("--max-minutes")
-            ]
+            flags = [flag for flag in flags if not flag.startswith("--max-minutes")]
             flags += [f"--max-steps={results[0]['steps']}"]
             flags += [f"--precision={results[0]['precision']}"]
     seconds = sum(result["seconds"] for result in results)

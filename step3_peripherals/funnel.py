@@ -1,6 +1,7 @@
 """What the pipeline did to the documents: counts, examples, planted faults found, the figure."""
 
 import json
+import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -177,17 +178,15 @@ def fallen(table: list[dict], shown: dict[str, list[dict]]) -> list[list[str]]:
         for reason, n, name in found:
             first = shown[name][0]
             text = first["text"] if "text" in first else change(first["before"], first["after"])
+            text = " ".join(text.split())[:WIDTH] or "–"
             share = f"{100 * n / max(1, row['documents']):.2f}"
-            lines.append(
-                [row["filter"], reason, f"{n:,}", share, " ".join(text.split())[:WIDTH] or "–"]
-            )
+            lines.append([row["filter"], reason, f"{n:,}", share, text])
     return lines
 
 
 def change(before: str, after: str) -> str:
     """Both texts around the place where they begin to differ."""
-    pairs = enumerate(zip(before, after, strict=False))
-    at = next((i for i, (a, b) in pairs if a != b), min(len(before), len(after)))
+    at = len(os.path.commonprefix([before, after]))
     around = slice(max(0, at - 14), at + 18)
     return f"{before[around]} → {after[around]}"
 

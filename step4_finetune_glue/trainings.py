@@ -24,7 +24,7 @@ def begin(run: runs.Run, task: Task, config: Any) -> None:
     resuming.record(run, tasks.facts(task, "train", config.data))
     held = tasks.found(task, task.dev_splits, config.data)
     dev = {split: tasks.facts(task, split, config.data)["fingerprint"] for split in held}
-    resuming.record(run, dev, "held", "other data")
+    resuming.record(run, dev, "held")
     resuming.record(run, classifier.fingerprint(checkpoint), "checkpoint", "another checkpoint")
 
 
