@@ -85,7 +85,8 @@ class TrainConfig(cli.RunConfig):
     max_grad_norm: float = 1.0
     """Largest gradient norm; 0 turns clipping off."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of matrix products; auto measures both, and takes bf16 if it is a tenth faster."""
+    """Arithmetic of matrix products; auto measures both, and takes bf16 if it is a tenth faster
+    (a processor without instructions for bf16 is not asked: it takes some 20 times as long)."""
     compile: bool = False
     """Compile the model with torch.compile (needs a C++ compiler on CPU)."""
     eval_every: int | None = None
@@ -389,11 +390,13 @@ class Trainer:
         """Choose the precision and, for --max-minutes, the number of steps, by measuring."""
         config, state = self.config, self.state
         steps, seconds = 1000 if config.max_steps is None else config.max_steps, {}
-        if config.precision == "auto" or config.max_minutes:
-            choices = ("fp32", "bf16") if config.precision == "auto" else (config.precision,)
-            seconds = {choice: self._measure(choice) for choice in choices}
-        state.precision = config.precision
+        choices = [config.precision]
         if config.precision == "auto":
+            choices = ["fp32", "bf16"] if optim.multiplies_bf16(self.device) else ["fp32"]
+        if choices[1:] or config.max_minutes:
+            seconds = {choice: self._measure(choice) for choice in choices}
+        state.precision = choices[0]
+        if choices[1:]:
             gain = seconds["fp32"] / seconds["bf16"]
             state.precision = "bf16" if gain > WORTH_ROUNDING else "fp32"
             told = ", ".join(f"{name} {s * 1000:.0f} ms a step" for name, s in seconds.items())

@@ -171,7 +171,7 @@ def plot_curves(
     quantities = in_order({name.split("/", 1)[1] for name in names})
     if not quantities:
         return
-    size = dict(figsize=(4 * len(quantities), 3.4 + 0.15 * len(runs)))
+    size = dict(figsize=(4 * len(quantities), 3.4 + 0.15 * len(runs)), layout="tight")
     figure, axes = plt.subplots(1, len(quantities), squeeze=False, **size)
     for axis, quantity in zip(axes[0], quantities, strict=True):
         for key in sorted(name for name in names if name.endswith(f"/{quantity}")):
@@ -188,7 +188,6 @@ def plot_curves(
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.22))
     figure.suptitle(title)
-    figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -354,6 +354,17 @@ def test_max_minutes_fits_the_schedule(tmp_path, monkeypatch):
     assert last["lr"] == pytest.approx(1e-3 / decaying)
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_only_a_machine_that_multiplies_in_bf16_is_asked_how_fast(native, tmp_path, monkeypatch):
+    asked = []
+    measure = lambda self, precision: asked.append(precision) or len(asked)  # noqa: E731
+    monkeypatch.setattr(engine.Trainer, "_measure", measure)
+    monkeypatch.setattr(engine.optim, "multiplies_bf16", lambda device: native)
+    state = run(tmp_path / "run", max_steps=1, precision="auto")
+    assert state.precision == "fp32"
+    assert asked == (["fp32", "bf16"] if native else [])
+
+
 def test_measuring_changes_nothing(tmp_path, one_batch):
     assert torch.equal(train(tmp_path / "run", max_minutes=100.0), one_batch[0])
 

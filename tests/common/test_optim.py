@@ -78,7 +78,7 @@ def test_adamw_is_torchs_adamw_with_the_papers_exclusions():
 
 @pytest.mark.parametrize("native", [True, False])
 def test_muon_is_torchs_to_the_bit_or_without_its_rounding(native, monkeypatch):
-    monkeypatch.setattr(optim, "cpu_has_bf16", lambda: native)
+    monkeypatch.setattr(optim, "multiplies_bf16", lambda device: native)
     generator = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
     ours = [nn.Parameter(draw(*shape)) for shape in ((8, 24), (24, 8), (16, 16))]
@@ -103,7 +103,7 @@ def test_muon_is_torchs_to_the_bit_or_without_its_rounding(native, monkeypatch):
 
 
 def test_orthogonal_draws_all_singular_values_to_one(monkeypatch):
-    monkeypatch.setattr(optim, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(optim, "multiplies_bf16", lambda device: False)
     torch.manual_seed(0)
     for shape in ((32, 32), (16, 64), (64, 16)):
         found = optim.orthogonal(torch.randn(shape))

@@ -268,6 +268,7 @@ def test_what_the_first_seed_chose_by_measuring_holds_for_all(flags, tmp_path, m
 
     monkeypatch.setattr(engine.Trainer, "_measure", measuring)
     monkeypatch.setattr(engine.Trainer, "_plan", planning)
+    monkeypatch.setattr(engine.optim, "multiplies_bf16", lambda device: True)
     assert small.run("finetune", *given, "--seeds", 2) == 0
     assert measured == [(0, "fp32"), (0, "bf16")]
     assert planned == [(2.0, "bf16"), (None, "bf16")]
