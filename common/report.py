@@ -83,9 +83,12 @@ class Row:
 
 # -- reading ---------------------------------------------------------------------------------
 
+REPORTED = Path(__file__).resolve().parents[1] / "notes" / "reported_numbers.csv"
 
-def load_reported(path: Path) -> dict[str, dict[str, str]]:
+
+def load_reported(path: Path | None = None) -> dict[str, dict[str, str]]:
     """Rows of reported_numbers.csv by id. Raises UserError for a missing column or a double id."""
+    path = path or REPORTED
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     reported = {}

@@ -24,7 +24,6 @@ PAPER = {  # how the ids in reported_numbers.csv begin; the paper has no pre-nor
     "heads_4": "transformer-heads-4-dk-dv-128",
 }
 SCORES = ("bleu_lower", "bleu", "perplexity")
-REPORTED = Path(__file__).resolve().parents[1] / "notes" / "reported_numbers.csv"
 
 
 def reported(name: str) -> dict[str, float]:
@@ -32,7 +31,7 @@ def reported(name: str) -> dict[str, float]:
     the paper does not have it."""
     if name not in PAPER:
         return {}
-    rows = report.load_reported(REPORTED)
+    rows = report.load_reported()
     differences = {}
     for score, suffix in (("bleu", "bleu"), ("perplexity", "ppl")):
         here, base = (

@@ -8,7 +8,6 @@ from common.report import mean_and_sd
 from common.runs import metric
 from step3_peripherals.positions import SCHEMES
 
-REPORTED = Path(__file__).resolve().parents[1] / "notes" / "reported_numbers.csv"
 # Press et al. 2022, arXiv:2108.12409: (scheme, length in training, lengths of scoring)
 PAPER = (
     ("sinusoidal", 512, (512, 1012, 1512, 2512, 3512)),
@@ -23,7 +22,7 @@ Scores = dict[int, dict]  # length: a metric
 
 def reported() -> dict[tuple[str, int], dict[int, float]]:
     """The paper's perplexities on WikiText-103 by scheme and training length: {length: value}."""
-    rows = report.load_reported(REPORTED)
+    rows = report.load_reported()
     found = {}
     for scheme, trained, lengths in PAPER:
         ids = {n: f"alibi-paper-{scheme}-train-{trained}-eval-{n}-wt103-ppl" for n in lengths}

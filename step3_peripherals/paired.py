@@ -9,7 +9,6 @@ from common.report import mean_and_sd
 from common.runs import metric
 
 BASE = "base"
-REPORTED = Path(__file__).resolve().parents[1] / "notes" / "reported_numbers.csv"
 Kinds = dict[str, tuple[str, str, bool]]  # of each score: title, unit, whether higher is better
 Entries = dict[str, dict[str, dict]]  # of each variant, by score: a metric as results state it
 
@@ -32,10 +31,10 @@ def summary(found: dict[str, list[dict[str, float]]], kinds: Kinds) -> tuple[Ent
     return metrics, differences
 
 
-def reported(pairs: dict[str, tuple[str, str]], path: Path = REPORTED) -> dict[str, float]:
+def reported(pairs: dict[str, tuple[str, str]]) -> dict[str, float]:
     """How far variants are from their bases in their papers, in points: `pairs` are ids of
     reported_numbers.csv, of the variant and of its base. Where one is missing, nothing."""
-    values = {name: float(row["value"]) for name, row in report.load_reported(path).items()}
+    values = {name: float(row["value"]) for name, row in report.load_reported().items()}
     return {
         name: round(values[here] - values[base], 2)
         for name, (here, base) in pairs.items()

@@ -154,7 +154,7 @@ def report(run, scored: dict[str, Scored], base: dict, config: Config, whole: Pa
     figures.draw(out / "curves.png", title, first, base)
     runs.write_text(out / "errors.txt", errors)
     words = (*config.compare, run.checkpoint)
-    compared = glue_table.compared(glue_table.REPORTED, run.task.name, measured, words)
+    compared = glue_table.compared(run.task.name, measured, words)
     alike = not (run.low_resource or run.random)
     added = {"compare_to": compared if alike else [], "scored_by": cli.command()}
     runs.write_json(out / "result.json", run.values | {"metrics": measured | more} | added)

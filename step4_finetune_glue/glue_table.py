@@ -16,8 +16,6 @@ from step4_finetune_glue import baselines
 from step4_finetune_glue.scoring import RANDOM, Finetuned
 from step4_finetune_glue.tasks import GLUE, TASKS
 
-REPORTED = Path(__file__).resolve().parent.parent / "notes" / "reported_numbers.csv"
-
 PRINTED, LOW = "†", "‡"
 SHORT = {  # in the order in which a task with two metrics has them
     "f1": "F1",
@@ -232,7 +230,7 @@ def of(
     below = [line for line in lines.values() if line.scores]
     ours = sorted([*systems.values(), *below], key=lambda one: one.kind == "baseline")
     official = set(shown) - Table(ours, shown).low_resource  # no other is comparable
-    table = Table([*ours, *reported(REPORTED, official, words)], shown)
+    table = Table([*ours, *reported(official, words)], shown)
     averages = {f"average_{slug(one.name)}": table.average(one) for one in ours}
     averages = {name: metric(v, unit="%") for name, v in averages.items() if v is not None}
     return table, averages or entries
@@ -268,11 +266,11 @@ def cell(scores: dict[str, tuple[float, float | None]], metrics: list[str], mark
     return f"{means}\n±{spread}" if spread else means
 
 
-def reported(path: Path, tasks: Iterable[str] = GLUE, words: Iterable[str] = ("",)) -> list[System]:
+def reported(tasks: Iterable[str] = GLUE, words: Iterable[str] = ("",)) -> list[System]:
     """The systems in reported_numbers.csv whose name has one of `words`, and that have a score on
     the dev set of one of `tasks`, with their scores on these."""
     systems: dict[str, System] = {}
-    for row in load_reported(path).values():
+    for row in load_reported().values():
         name, task = f"{row['system']} {row['variant']}".strip(), row["dataset"]
         score = slug(row["metric"])
         wanted = row["step"] == "step4_finetune_glue" and row["split"].startswith("dev")
@@ -289,13 +287,13 @@ def reported(path: Path, tasks: Iterable[str] = GLUE, words: Iterable[str] = (""
     return list(systems.values())
 
 
-def compared(path: Path, task: str, metrics: Iterable[str], words: Iterable[str]) -> list[str]:
+def compared(task: str, metrics: Iterable[str], words: Iterable[str]) -> list[str]:
     """Ids of the reported dev scores of `task` in systems whose name has one of `words`.
 
     One that names no metric is among them: the report holds it against the first, and says so.
     """
     wanted, known = [], {*metrics, slug(UNNAMED)}
-    for row_id, row in load_reported(path).items():
+    for row_id, row in load_reported().items():
         name = f"{row['system']} {row['variant']}".lower()
         dataset = row["dataset"] == task and row["split"].startswith("dev")
         if row["step"] == "step4_finetune_glue" and dataset and slug(row["metric"]) in known:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from common import cli, runs, subruns
+from common import cli, report, runs, subruns
 from step3_peripherals import compare_positions, extrapolation, lm_objective, train_lm
 from step3_peripherals.language_model import LanguageModel
 from step3_peripherals.stream import Stream
@@ -194,13 +194,13 @@ def test_mistakes_of_one_training(flags, told, capsys):
 
 
 def test_the_papers_numbers_are_the_rows_that_are_curated(tmp_path, monkeypatch):
-    header = (extrapolation.REPORTED).read_text().splitlines()[0]
+    header = report.REPORTED.read_text().splitlines()[0]
     file = tmp_path / "reported.csv"
     ids = {n: f"alibi-paper-alibi-train-128-eval-{n}-wt103-ppl" for n in (128, 1024)}
     rows = [f"{i},s,a,b,c,d,perplexity,{value},ppl,0,247,,t,l"
             for i, value in zip(ids.values(), (23.98, 20.36), strict=True)]  # fmt: skip
     file.write_text("\n".join([header, *rows]) + "\n")
-    monkeypatch.setattr(extrapolation, "REPORTED", file)
+    monkeypatch.setattr(report, "REPORTED", file)
     assert extrapolation.reported() == {("alibi", 128): {128: 23.98, 1024: 20.36}}
 
 

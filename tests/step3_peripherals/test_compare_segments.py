@@ -17,7 +17,7 @@ from step2_bert.tokenizer import load_tokenizer
 from step3_peripherals import compare_segments, segment_study
 from step3_peripherals.compare_segments import PRESETS, SCORES, Config
 from step3_peripherals.masking import Masking
-from step3_peripherals.paired import BASE, REPORTED, reported
+from step3_peripherals.paired import BASE, reported
 from step3_peripherals.segment_study import EXAM, FORMATS, SegmentStudy
 from tests import scripts
 
@@ -165,9 +165,7 @@ def test_the_exam_is_the_same_for_all(study):
     assert (drawn[0]["input_ids"] == drawn[1]["input_ids"]).all()
 
 
-def test_papers_differences(tmp_path):
-    if not REPORTED.exists():
-        pytest.skip("no reported numbers")
+def test_papers_differences():
     found = reported(compare_segments.PAPER)
     told = dict(sentence_pairs=-1.1, full_sentences=0.7, doc_sentences=0.7)
     assert found == told | dict(segment_pairs_sop=0.4, segment_pairs_mlm=-0.1)

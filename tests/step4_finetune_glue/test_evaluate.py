@@ -148,7 +148,7 @@ def done(tmp_path_factory, glue):
     rows.append("10,step4_finetune_glue,Server,,RTE,GLUE test,accuracy,1,%,1,a,b")
     table.write_text("\n".join(rows) + "\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(glue_table, "REPORTED", table)
+        patch.setattr(report, "REPORTED", table)
         assert call("--runs", root / "runs", "--out", root / "out", "--compare", "distilbert") == 0
     return root
 
