@@ -31,8 +31,9 @@ run: $(installed)
 	$(bin)/python step2_bert/finetune_sentence.py --model minilm --seeds 2 --epochs 1 --learning-rate 1e-4 --eval-every 100 --out $(bert)/rt-minilm --resume
 	$(bin)/python -m common.report --runs $(bert) --html runs/report.html
 
+# One thread each: two workers, and all that they start, would wait for each other's on two cores
 test: lint
-	$(bin)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(bin)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(installed)
 	$(bin)/ruff check .

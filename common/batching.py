@@ -76,7 +76,10 @@ class Batches:
             yield order[start:]
 
     def starting_at(self, epoch: int, position: int) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Yield (epoch, position, indices) for ever, from `position` in `epoch` on."""
+        """Yield (epoch, position, indices) for ever, from `position` in `epoch` on.
+
+        Raises UserError when the samples do not fill one batch.
+        """
         while True:
             batches = self.epoch(epoch)
             if not batches:

@@ -96,8 +96,9 @@ def parse(
 def _preset(args: list[str], presets: Presets) -> dict[str, Any]:
     """The values of the preset that `args` name."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", nargs="?", const="", default=default_preset(presets))
+    first.add_argument("--preset", nargs="?", const="")
     name = first.parse_known_args(args)[0].preset
+    name = default_preset(presets) if name is None else name  # to ask takes an import of torch
     if name not in presets:
         raise UserError(f"unknown preset {name!r}; this script has: {', '.join(presets)}")
     chosen = {**presets[name], "preset": name}

@@ -135,6 +135,8 @@ def labelled(name: str, split: str = "train") -> list[tuple]:
     of the text deals them out: 6,884 train, 813 dev, 833 test.
     Files and hub sets have the columns text (or sentence, sentence1), perhaps text2 (or sentence2),
     and label; a table without such a header has two columns, text and label. Labels are integers.
+    Raises UserError as `resolve` and `formats.rows` do, for data without labelled rows, and, with
+    file and line, for a row without a text or an integer label.
     """
     source = resolve(name, split)
     if source.kind == "embedded":
@@ -277,6 +279,6 @@ def _labelled_row(where: str, row: dict) -> tuple:
     try:
         if not texts:
             raise KeyError
-        return (*texts[:2], int(row["label"]))
+        return (*texts[:2], int(str(row["label"])))  # 1.5 and true are none
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{where}: needs a text (or sentence) and an integer label") from None

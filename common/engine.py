@@ -390,9 +390,8 @@ class Trainer:
         """Choose the precision and, for --max-minutes, the number of steps, by measuring."""
         config, state = self.config, self.state
         steps, seconds = 1000 if config.max_steps is None else config.max_steps, {}
-        choices = [config.precision]
-        if config.precision == "auto":
-            choices = ["fp32", "bf16"] if optim.multiplies_bf16(self.device) else ["fp32"]
+        auto = ["fp32", "bf16"] if optim.multiplies_bf16(self.device) else ["fp32"]
+        choices = auto if config.precision == "auto" else [config.precision]
         if choices[1:] or config.max_minutes:
             seconds = {choice: self._measure(choice) for choice in choices}
         state.precision = choices[0]

@@ -61,6 +61,10 @@ def documents(path: Path, skipped: Skipped | None = None) -> Iterator[list[str]]
 
 
 def documents_of_rows(found: Iterable[Row], skipped: Skipped | None) -> Iterator[list[str]]:
+    """Yield the column `text` of each row as a list of paragraphs, one a line.
+
+    Raises UserError for a row without it, unless `skipped` is given to count such rows.
+    """
     for where, row in found:
         if isinstance(row.get("text"), str):
             yield row["text"].split("\n")
@@ -107,7 +111,8 @@ def rows(path: Path, skipped: Skipped | None = None) -> Iterator[Row]:
     """Yield the rows of a file with columns; broken JSON lines are counted in `skipped`, if given.
 
     .csv is quoted, .tsv is not. A table whose header has no text, sentence or sentence1 has no
-    header, and one or two columns: text, label.
+    header, and one or two columns: text, label. Raises UserError, with file and line, for what
+    cannot be read, for a row of another width than the table, and for a .txt.
     """
     kind = file_format(path)
     if kind == ".txt":
@@ -133,6 +138,7 @@ def lines(path: Path) -> Iterator[str]:
 
 
 def complain(complaint: str, skipped: Skipped | None) -> None:
+    """Count a bad row, with what is wrong, in `skipped`; raises UserError where that is None."""
     if skipped is None:
         raise UserError(f"{complaint}; mend the line, or prepare with --skip-bad-lines")
     skipped.add(complaint)

@@ -107,8 +107,9 @@ def schedule(
 
     Every schedule warms up linearly over `warmup_steps`. Then
     linear: straight to `min_lr_ratio` · cosine: half a cosine to `min_lr_ratio` ·
-    inverse_sqrt: √(warmup_steps/t) (Vaswani et al. 2017, Eq. 3) · wsd: constant, then linear to
-    `min_lr_ratio` over the last `decay` share (Hu et al. 2024) · constant: constant.
+    inverse_sqrt: √(warmup_steps/(t + 1)) (Vaswani et al. 2017, Eq. 3) · wsd: constant, then linear
+    to `min_lr_ratio` over the last `decay` share (Hu et al. 2024) · constant: constant.
+    Raises ValueError for another name.
     """
     if name not in SCHEDULES:
         raise ValueError(f"unknown schedule {name!r}; known: {', '.join(SCHEDULES)}")

@@ -2,10 +2,10 @@
 
 Joins notes/results/*.json with notes/reported_numbers.csv, prints the table, and rewrites the
 blocks between `<!-- results:start -->` and `<!-- results:end -->` in README.md (what has a
-reported counterpart, and the first metric of every other result) and between the markers
-`<!-- results:step2_bert:start -->` and `:end` in a step's notes.md (every metric). A result may
-hold a `table` of its own, {"rows": lines of cells, the first of them heads, "notes": lines}: that
-of the result NAME stands between `<!-- table:NAME:start -->` and `:end` in its step's notes.md.
+reported counterpart) and between the markers `<!-- results:step2_bert:start -->` and `:end` in a
+step's notes.md (every metric). A result may hold a `table` of its own, {"rows": lines of cells,
+the first of them heads, "notes": lines}: that of the result NAME stands between
+`<!-- table:NAME:start -->` and `:end` in its step's notes.md.
 """
 
 import csv

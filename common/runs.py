@@ -59,7 +59,8 @@ class Run:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             told = f"{self.path} is in use by another process; wait for it or choose another --out"
-            raise UserError(f"{told} (what compares runs is one process: use python)") from None
+            one = " (what compares runs is one process: start it with python)"
+            raise UserError(told + one * ("WORLD_SIZE" in os.environ)) from None
         written = self.path / "config.json"
         begun = {entry.name for entry in self.path.iterdir()} - {".lock", "config.json"}
         if written.exists() and begun and not config.resume:

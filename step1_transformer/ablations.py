@@ -94,7 +94,7 @@ def main(config: Config) -> None:
     seeds = range(config.seed, config.seed + config.seeds)
     todo = [(name, run.path / name / f"seed-{seed}", seed) for seed in seeds for name in names]
     budget = subruns.Slice(config.slice_minutes)
-    try:
+    with resuming.tells_how(run.path):
         commands = trainings(config, prepared, todo, budget)
         subruns.call_all(commands, at_once=config.parallel, quiet=config.parallel > 1)
         found = {name: [] for name in names}
@@ -105,9 +105,6 @@ def main(config: Config) -> None:
             runs.say(f"{name} seed {seed}: {told}")
             if new and budget.over() and folder != todo[-1][1]:
                 raise cli.Interrupted(0, "the slice is over")
-    except cli.Interrupted as stop:
-        told = f"{stop}; go on with:\n{cli.resume_command(run.path)}"
-        raise cli.Interrupted(stop.signum, told) from None
 
     # Compare
     metrics = {name: scores.over_seeds(found[name]) for name in names}
@@ -118,7 +115,7 @@ def main(config: Config) -> None:
     table3.plot(metrics, paper, run.path / "curves.png")
     print(f"\nfigure: {run.path}/curves.png")
     trained = [json.loads((folder / "result.json").read_text()) for _, folder, _ in todo]
-    seconds, tokens = (sum(one[name] for one in trained) for name in ("seconds", "tokens"))
+    seconds, tokens = resuming.seconds_of(trained), sum(one["tokens"] for one in trained)
     run.result(
         step="step1_transformer",
         script="ablations",
@@ -138,7 +135,7 @@ def main(config: Config) -> None:
         compare_to=[],
         model=trained[0]["model"],
         tokens=tokens,
-        seconds=round(seconds, 1),
+        seconds=seconds,
         tokens_per_second=round(tokens / max(seconds, 1e-9)),
         seeds=list(seeds),
         config=cli.as_dict(config),

@@ -1,7 +1,10 @@
 """A run of many trainings goes on with --resume as it was begun; but more can be added to it."""
 
 import json
-from collections.abc import Set
+import signal
+from collections.abc import Iterable, Iterator, Set
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +80,28 @@ def finished(
         if any(done.get(name) != now[name] for name in more):
             return False
     return run.finished()
+
+
+def seconds_of(results: Iterable[dict[str, Any]]) -> float:
+    """Seconds in which one of these runs or several trained, by their `seconds` and their `date`,
+    which is the end: what ran side by side counts once."""
+    total, end = 0.0, 0.0
+    ends = [(datetime.fromisoformat(one["date"]).timestamp(), one["seconds"]) for one in results]
+    for begun, ended in sorted((ended - seconds, ended) for ended, seconds in ends):
+        total += max(0.0, ended - max(begun, end))
+        end = max(end, ended)
+    return round(total, 1)
+
+
+@contextmanager
+def tells_how(out: Path, told: str = "") -> Iterator[None]:
+    """What stops the block ends with the command that goes on with the whole run in `out`.
+
+    A training within it knows only how to go on with itself. Raises cli.Interrupted, which says
+    `told`, or else what the one that it caught had said.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, cli.Interrupted) as stop:
+        said = f"{told or str(stop) or 'stopped'}; go on with:\n{cli.resume_command(out)}"
+        raise cli.Interrupted(getattr(stop, "signum", signal.SIGINT), said) from None

@@ -76,11 +76,8 @@ def main(config: Config) -> None:
             if (equal, share) == ("epochs", 1.0):  # of the whole data both are the same run
                 results[equal, share] = results["steps", share]
             else:
-                try:
+                with resuming.tells_how(run.path):
                     results[equal, share] = pretrain(config, share, max(1, steps), folder, budget)
-                except cli.Interrupted as stop:
-                    told = f"{stop}; go on with:\n{cli.resume_command(run.path)}"
-                    raise cli.Interrupted(stop.signum, told) from None
             events = runs.Run(folder).metrics()
             curves[equal][f"{share:.0%}"] = [e for e in events if e["event"] == "eval"]
 

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from common import cli, optim, runs, subruns
 from common.cli import UserError
 from common.runs import metric
+from step1_transformer import resuming
 
 LARGEST_DIFFERENCE = 1e-6
 SCRIPTS = Path(__file__).resolve().parent
@@ -42,11 +43,8 @@ def main(config: Config) -> None:
     run = runs.Run.open(config, "step2_bert/exactness")
     if run.finished():
         return
-    try:
+    with resuming.tells_how(run.path):
         prove(config, run)
-    except cli.Interrupted as stop:
-        told = f"{stop}; go on with:\n{cli.resume_command(run.path)}"
-        raise cli.Interrupted(stop.signum, told) from None
 
 
 def prove(config: Config, run: runs.Run) -> None:

@@ -12,6 +12,7 @@ from common import batching, cli, data, engine, runs, subruns
 from common.cli import UserError
 from common.report import mean_and_sd
 from common.runs import metric
+from step1_transformer import resuming
 from step2_bert.checkpoint import locate, pretrained
 from step2_bert.classification import Encoded, baselines, losses, score, sentences
 from step2_bert.model import BertForSequenceClassification
@@ -97,7 +98,7 @@ def main(config: Config) -> None:
             raise UserError(f"{config.model} knows {known} {tokenizer.get_vocab_size():,}")
         if config.random:
             model = BertForSequenceClassification(model.config, n_classes)
-        try:
+        with resuming.tells_how(whole.path, f"stopped at seed {seed}"):
             one.slice_minutes = budget.left()
             state = engine.train(
                 model,
@@ -111,9 +112,6 @@ def main(config: Config) -> None:
                 tokenizer=checkpoint,
                 data_key=source["fingerprint"],
             )
-        except cli.Interrupted as stop:  # it tells how to go on with this seed alone
-            told = f"stopped at seed {seed}; go on with:\n{cli.resume_command(whole.path)}"
-            raise cli.Interrupted(stop.signum, told) from None
         chosen |= dict(precision=state.precision, max_steps=state.total_steps, max_minutes=None)
         accelerator.free_memory()
         scores.append(100 * score(model, test)["label_accuracy"])

@@ -5,11 +5,11 @@ where it was; a run that changes nothing returns at once.
 """
 
 import json
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 from common import cli
+from step1_transformer import resuming
 from step2_bert.corpus import PrepareOptions, prepare
 from step2_bert.masking import MaskingOptions
 from step2_bert.samples import Samples
@@ -92,11 +92,8 @@ def main(config: Config) -> None:
         seed=config.seed,
     )
     out = Path(config.out or f"runs/step2_bert/prepare-{config.preset}")
-    try:
+    with resuming.tells_how(out, "stopped"):
         manifest_file = prepare(options, out, workers=config.workers)
-    except (KeyboardInterrupt, cli.Interrupted) as stop:
-        signum = getattr(stop, "signum", signal.SIGINT)
-        raise cli.Interrupted(signum, f"go on with: {cli.resume_command(out)}") from None
     summarize(json.loads(manifest_file.read_text(encoding="utf-8")))
     show(Samples.open(out, "heldout" if config.heldout_fraction else "train"))
     print(f"result: {manifest_file}")

@@ -174,11 +174,8 @@ def train_all(
             folder = run.path / name / f"seed-{seed}"
             settings = dict(seed=seed, seeds=1, variants=(name,), out=str(folder), resume=True)
             one = replace(config, **settings, slice_minutes=budget.left())
-            try:
+            with resuming.tells_how(run.path, f"stopped in {folder}"):
                 kept = study.scores(one, way)
-            except cli.Interrupted as stop:  # it tells how to go on with this training alone
-                told = f"stopped in {folder}; go on with:\n{cli.resume_command(run.path)}"
-                raise cli.Interrupted(stop.signum, told) from None
             found[name].append(kept["scores"])
             trained.append(kept)
             told = ", ".join(f"{score} {value:.3f}" for score, value in kept["scores"].items())

@@ -14,11 +14,10 @@ import json
 import os
 import re
 import resource
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 
 import numpy as np
@@ -140,20 +139,15 @@ class Records:
 # --- 1: read -------------------------------------------------------------------------------------
 
 
-def units_of(source: data.Source) -> list[data.Source]:
-    """What is read in one piece: a file, or an embedded package or hub dataset as a whole.
-
-    No two have the same name, which begins the ids of their documents: of files in several folders
-    that are called alike, the second is "name~2".
-    """
-    units, seen = [], Counter()
+def units_of(source: data.Source) -> dict[str, data.Source]:
+    """What is read in one piece, a file, or an embedded package or hub dataset as a whole, by the
+    label that begins the ids of its documents: its name, or "name~2" where another has that."""
+    units = {}
     for part in source.parts or (source,):
         files = part.files if part.kind in ("path", "mirror") else ()
-        units += [replace(part, name=path.name, files=(path,)) for path in files] or [part]
-    for i, unit in enumerate(units):
-        seen[unit.name] += 1
-        if seen[unit.name] > 1:
-            units[i] = replace(unit, name=f"{unit.name}~{seen[unit.name]}")
+        for unit in [replace(part, name=path.name, files=(path,)) for path in files] or [part]:
+            labels = chain([unit.name], (f"{unit.name}~{n}" for n in count(2)))
+            units[next(label for label in labels if label not in units)] = unit
     return units
 
 
@@ -162,28 +156,27 @@ class ReadUnit(PipelineStep):
 
     type, name = "📖", "source"
 
-    def __init__(self, units: Sequence[data.Source], most: int | None, skip_bad_lines: bool):
+    def __init__(self, units: dict[str, data.Source], most: int | None, skip_bad_lines: bool):
         super().__init__()
         self.units, self.most, self.skip_bad_lines = units, most, skip_bad_lines
 
     def run(self, _=None, rank: int = 0, world_size: int = 1):
         first, end = (len(self.units) * r // world_size for r in (rank, rank + 1))
-        for unit in self.units[first:end]:
-            yield from self.documents(unit)
+        for label, unit in islice(self.units.items(), first, end):
+            yield from self.documents(label, unit)
 
-    def documents(self, unit: data.Source) -> Iterator[Document]:
+    def documents(self, label: str, unit: data.Source) -> Iterator[Document]:
         skipped = formats.Skipped()
         if unit.kind in ("path", "mirror"):  # one empty file of many is no error
             found = formats.documents(unit.files[0], skipped if self.skip_bad_lines else None)
         else:
-            known = replace(unit, name=unit.name.partition("~")[0])  # it is read by its name
-            found = data.documents(known, skip_bad_lines=self.skip_bad_lines, skipped=skipped)
+            found = data.documents(unit, skip_bad_lines=self.skip_bad_lines, skipped=skipped)
         for number, paragraphs in enumerate(islice(found, self.most)):
             text = "\n".join(line for paragraph in paragraphs if (line := paragraph.strip()))
             if text:
                 self.stat_update("total")
                 self.stat_update("characters", value=len(text))
-                yield Document(text, f"{unit.name}/{number}", metadata={})
+                yield Document(text, f"{label}/{number}", metadata={})
         self.stat_update("bad_lines", value=skipped.count)
 
 
@@ -286,8 +279,8 @@ class C4(BaseFilter):
 
     def filter(self, doc):
         cleaned = quality.c4(doc.text, quality.rules_for(doc.metadata["language"]))
-        for reason, count in cleaned.removed.items():
-            self.stat_update(f"line_{reason}", value=count)
+        for reason, lines in cleaned.removed.items():
+            self.stat_update(f"line_{reason}", value=lines)
         if cleaned.text is None:
             return False, cleaned.reason
         doc.text = cleaned.text
@@ -467,7 +460,7 @@ class Stage:
 
 
 def stages(
-    units: Sequence[data.Source], out: Path, *, languages: Sequence[str], tasks: int,
+    units: dict[str, data.Source], out: Path, *, languages: Sequence[str], tasks: int,
     minhash: MinHash, plant: float, seed: int, max_documents: int | None, skip_bad_lines: bool,
 ) -> list[Stage]:  # fmt: skip
     """The whole pipeline; each stage needs the one before it to be done."""

@@ -85,7 +85,7 @@ PRESETS = {
         max_documents=50, max_seq_len=32, score_lengths=(32, 64),
         settings=("n-layers=1", "d-model=32"),
     ),
-    "cpu": {},
+    "cpu": dict(parallel=2),
     "gpu": dict(
         seeds=3, max_steps=5000, batch_size=128, learning_rate=1e-3, vocab_size=16_384,
         data="wikitext-103", precision="bf16",
@@ -111,12 +111,9 @@ def main(config: Config) -> None:
     # Train: what is done is never done again; seeds outside, so that all can be compared early
     seeds = range(config.seed, config.seed + config.seeds)
     todo = [(n, run.path / n / f"seed-{seed}", seed) for seed in seeds for n in config.schemes]
-    try:
+    with resuming.tells_how(run.path):
         commands = trainings(config, todo, subruns.Slice(config.slice_minutes))
         subruns.call_all(commands, at_once=config.parallel, quiet=config.parallel > 1)
-    except cli.Interrupted as stop:
-        told = f"{stop}; go on with:\n{cli.resume_command(run.path)}"
-        raise cli.Interrupted(stop.signum, told) from None
 
     # Compare
     found, curves = {name: [] for name in config.schemes}, {name: [] for name in config.schemes}
@@ -166,7 +163,7 @@ def main(config: Config) -> None:
         model=trained[0]["model"],
         heldout_tokens=trained[0]["heldout_tokens"],
         tokens=sum(one["tokens"] for one in trained),
-        seconds=round(sum(one["seconds"] for one in trained), 1),
+        seconds=resuming.seconds_of(trained),
         tokens_per_second=round(statistics.median(speed.values())),
         precision=config.precision,
         seeds=list(seeds),
@@ -179,14 +176,15 @@ def trainings(config: Config, todo: list, budget: subruns.Slice) -> Iterator[lis
     same = {n: value for n in SAME if (value := getattr(config, n)) is not None}
     same |= dict(optimizer="muon", micro_batch_size=config.batch_size, preset="cpu")
     same |= dict(eval_every=-(-config.max_steps // 3))
-    for name, folder, seed in todo:
+    for number, (name, folder, seed) in enumerate(todo, 1):
         if (folder / "result.json").exists():
             continue
         if minutes := budget.left():
             same["slice_minutes"] = minutes
         flags = ["--out", folder, "--resume", *settings.flags(config)]
         flags += ["--score-lengths", *config.score_lengths]
-        print(f"$ train_lm.py --positions {name} --seed {seed}", flush=True)
+        told = f"$ train_lm.py --positions {name} --seed {seed}"
+        print(f"{number} of {len(todo)}: {told}", flush=True)
         yield subruns.command_of(SCRIPT, *flags, **same, positions=name, seed=seed)
 
 

@@ -12,7 +12,6 @@ Target of the cpu preset: greedy and beam search repeat 4-grams at least 20 time
 do; top-p is within 0.3 nats of them in -log p, and within 0.1 in the Zipf coefficient.
 """
 
-import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,35 +87,34 @@ def main(config: Config) -> None:
     folders = {seed: run.path / f"seed-{seed}" for seed in seeds}
     n_tokens, n_prompt = config.prompt_tokens + config.new_tokens, config.prompt_tokens
     try:
-        # Models
-        models = [Path(config.model)]
-        if not config.model:
-            models, training = train(config, folders)
+        with resuming.tells_how(run.path, "stopped"):
+            models = [Path(config.model)]
+            if not config.model:
+                models, training = train(config, folders)
 
-        # Write, and measure; what is written stays, for a run that goes on after a kill
-        for (seed, folder), trained_in in zip(folders.items(), models, strict=True):
-            model, tokenizer = trained.load(trained_in, n_tokens)
-            model.to("cuda" if torch.cuda.is_available() else "cpu")
-            text = trained.text_of(trained_in, config.data, tokenizer, Path(config.cache))
-            resuming.record(run, text.manifest["source"], "data_source")
-            human = trained.beginnings(text, config.texts, n_tokens)
-            written = {degeneration.HUMAN: human}
-            for name in config.strategies:
-                file = folder / "texts" / f"{name.replace(' ', '-')}.json"
-                if not file.exists():
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    runs.write_json(file, write(name, model, human[:, :n_prompt], seed, config))
-                kept = resuming.read(file)
-                written[name], writing = np.array(kept["texts"]), writing + kept["seconds"]
-            texts = texts or written
-            for name, each in written.items():
-                nats = surprise(model, each, config)
-                losses.setdefault(name, []).append(nats)
-                found.setdefault(name, []).append(degeneration.measure(each[:, n_prompt:], nats))
-            say(f"seed {seed}: {len(config.strategies)} ways of writing are measured")
-    except (KeyboardInterrupt, cli.Interrupted) as stop:
-        told = f"stopped; go on with:\n{cli.resume_command(run.path)}"
-        raise cli.Interrupted(getattr(stop, "signum", signal.SIGINT), told) from None
+            # Write, and measure; what is written stays, for a run that goes on after a kill
+            for (seed, folder), trained_in in zip(folders.items(), models, strict=True):
+                model, tokenizer = trained.load(trained_in, n_tokens)
+                model.to("cuda" if torch.cuda.is_available() else "cpu")
+                text = trained.text_of(trained_in, config.data, tokenizer, Path(config.cache))
+                resuming.record(run, text.manifest["source"], "data_source")
+                human = trained.beginnings(text, config.texts, n_tokens)
+                written = {degeneration.HUMAN: human}
+                for name in config.strategies:
+                    file = folder / "texts" / f"{name.replace(' ', '-')}.json"
+                    if not file.exists():
+                        file.parent.mkdir(parents=True, exist_ok=True)
+                        runs.write_json(file, write(name, model, human[:, :n_prompt], seed, config))
+                    kept = resuming.read(file)
+                    written[name], writing = np.array(kept["texts"]), writing + kept["seconds"]
+                texts = texts or written
+                for name, each in written.items():
+                    nats = surprise(model, each, config)
+                    losses.setdefault(name, []).append(nats)
+                    found.setdefault(name, []).append(
+                        degeneration.measure(each[:, n_prompt:], nats)
+                    )
+                say(f"seed {seed}: {len(config.strategies)} ways of writing are measured")
     except trained.TooMany as error:
         kept = f"--model {models[0]}, which is trained already,{' --seeds 1' * (len(models) > 1)}"
         told = "" if config.model else f"; begin anew with {kept} and another --out"

@@ -134,10 +134,12 @@ class Groups:
             self.join(a, b)
 
     def join(self, a: int, b: int) -> None:
+        """Link two documents, and so their groups; the lesser of the two heads is head of both."""
         a, b = self.head(a), self.head(b)
         self._parent[max(a, b)] = min(a, b)
 
     def head(self, key: int) -> int:
+        """The least key of a document's group, which is `key` itself if nothing is linked to it."""
         parent = self._parent
         while parent.setdefault(key, key) != key:
             parent[key] = parent[parent[key]]

@@ -36,6 +36,7 @@ class Local(LocalPipelineExecutor):
 
 
 def die_with_parent() -> None:
+    """Have Linux kill this process (SIGKILL) when its parent ends; no effect elsewhere."""
     if sys.platform == "linux":
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

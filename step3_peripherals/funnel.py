@@ -103,6 +103,7 @@ def verify(out: Path) -> dict[str, float]:
 
 
 def likeness(a: str, b: str) -> float:
+    """The Jaccard index of the shingles of two texts, from 0 to 1; 0 if neither has a word."""
     return jaccard(shingles(a), shingles(b))
 
 

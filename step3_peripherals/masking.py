@@ -166,7 +166,10 @@ def choose_spans(
 
 
 def words_of_span(score: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """How many words the span has that begins at a word of this `score`: 1, 2, ..., L."""
+    """How many words a span has that begins at a word of this `score`, with `probabilities` (L,).
+
+    uint64 scores of any shape -> int64 of the same shape, from 1 to L.
+    """
     drawn = uniform(mix(score ^ _SPAN_LENGTH))
     return 1 + np.searchsorted(np.cumsum(probabilities)[:-1], drawn, side="right")
 

@@ -20,7 +20,10 @@ BLOCK = 4096  # draws from one generator: where in a mix they stand decides whic
 
 
 def shares(sizes: Sequence[int] | np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """The p_i, float64. Raises UserError for an empty source or a temperature not above 0."""
+    """The p_i of sources of `sizes` (S,): (S,) float64, 1 in all.
+
+    Raises UserError for no sources, an empty one, or a temperature that is not above 0.
+    """
     sizes = np.asarray(sizes, np.float64)
     if not len(sizes) or sizes.min() < 1:
         raise UserError("a mix needs sources with at least one sample each: leave out empty ones")
@@ -34,7 +37,10 @@ def shares(sizes: Sequence[int] | np.ndarray, temperature: float = 1.0) -> np.nd
 def epochs(
     sizes: Sequence[int] | np.ndarray, n_samples: int, temperature: float = 1.0
 ) -> np.ndarray:
-    """How often `n_samples` draws are expected to go through each source: p_i n / n_i."""
+    """How often `n_samples` draws are expected to go through each source: p_i n / n_i.
+
+    `sizes` (S,) -> (S,) float64. Raises UserError as `shares` does.
+    """
     return shares(sizes, temperature) * n_samples / np.asarray(sizes)
 
 

@@ -81,6 +81,7 @@ def plant(text: str, id: str, share: float, seed: int) -> Iterator[tuple[str, st
 
 
 def is_chinese(text: str) -> bool:
+    """True if one of the first 200 characters is Han (U+4E00 to U+9FFF)."""
     return re.search("[\u4e00-\u9fff]", text[:200]) is not None
 
 

@@ -45,7 +45,7 @@ class Rules:
     """The thresholds; the defaults are the papers' own, for English."""
 
     spaces: bool = True  # between words
-    # C4
+    # C4: menus, titles and cut-off text lack an end mark or words, and pages of them sentences
     end_marks: tuple[str, ...] = (".", "?", "!", '"', "'")
     min_line_words: int = 5
     max_word_characters: int = 1000
@@ -62,7 +62,7 @@ class Rules:
     duplicate_ngram_characters: dict[int, float] = field(
         default_factory=lambda: {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
     )
-    # Gopher, quality
+    # Gopher, quality: prose lies within these; lists, tables, code and teasers do not
     min_words: int = 50
     max_words: int = 100_000
     min_mean_word_length: float = 3
@@ -136,6 +136,7 @@ def c4(text: str, rules: Rules = ENGLISH) -> Cleaned:
 
 
 def has_long_word(words: Sequence[str], rules: Rules) -> bool:
+    """True if a word has more than `rules.max_word_characters`, as no word of prose has."""
     return any(len(word) > rules.max_word_characters for word in words)
 
 
@@ -290,5 +291,6 @@ def is_mark(token: str) -> bool:
 
 
 def share(truths) -> float:
+    """The share of `truths` that are true. Raises ZeroDivisionError if there are none."""
     truths = list(truths)
     return sum(truths) / len(truths)

@@ -25,7 +25,10 @@ Warp = Callable[[Tensor], Tensor]
 
 
 def temperature(logits: Tensor, tau: float) -> Tensor:
-    """p_v^(1/tau) / sum_u p_u^(1/tau): tau < 1 sharpens, tau > 1 flattens, tau -> 0 is greedy."""
+    """p_v^(1/tau) / sum_u p_u^(1/tau): tau < 1 sharpens, tau > 1 flattens, tau -> 0 is greedy.
+
+    Raises ValueError for a tau of 0 or less.
+    """
     if tau <= 0:
         raise ValueError(f"temperature {tau} must be above 0")
     return logits / tau
@@ -33,7 +36,7 @@ def temperature(logits: Tensor, tau: float) -> Tensor:
 
 def top_k(logits: Tensor, k: int) -> Tensor:
     """The k likeliest tokens, and all that tie with the last of them (Fan et al. 2018,
-    arXiv:1805.04833, section 5.4)."""
+    arXiv:1805.04833, section 5.4). Raises ValueError for k < 1."""
     if k < 1:
         raise ValueError(f"k {k} must be 1 or more")
     least = logits.topk(min(k, logits.shape[-1])).values[..., -1:]
@@ -42,7 +45,10 @@ def top_k(logits: Tensor, k: int) -> Tensor:
 
 def top_p(logits: Tensor, p: float) -> Tensor:
     """Nucleus: the fewest tokens whose p_v add up to at least p (Holtzman et al. 2020,
-    arXiv:1904.09751, equation 2). Of equally likely ones, those of higher id stay."""
+    arXiv:1904.09751, equation 2). Of equally likely ones, those of higher id stay.
+
+    Raises ValueError for a p outside 0..1.
+    """
     if not 0 <= p <= 1:
         raise ValueError(f"p {p} must be between 0 and 1")
     ascending = logits.sort(dim=-1, stable=True)
@@ -54,7 +60,8 @@ def top_p(logits: Tensor, p: float) -> Tensor:
 def min_p(logits: Tensor, share: float) -> Tensor:
     """Tokens with p_v >= share * max_u p_u (Nguyen et al. 2024, arXiv:2407.01082, section 3).
 
-    So few tokens stay where the model is sure, and many where it is not.
+    So few tokens stay where the model is sure, and many where it is not. Raises ValueError for a
+    share outside 0..1.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share {share} must be between 0 and 1")
@@ -65,7 +72,10 @@ def min_p(logits: Tensor, share: float) -> Tensor:
 def typical(logits: Tensor, mass: float) -> Tensor:
     """Tokens that surprise as much as is to be expected: in order of | -log p_v - H(p) |, the
     fewest whose p_v add up to at least `mass`, and ties of the last (Meister et al. 2022,
-    arXiv:2202.00666, equation 6). The likeliest token can be among those cut off."""
+    arXiv:2202.00666, equation 6). The likeliest token can be among those cut off.
+
+    Raises ValueError for a mass of 0 or less, or above 1.
+    """
     if not 0 < mass <= 1:
         raise ValueError(f"mass {mass} must be above 0 and at most 1")
     log_p = logits.log_softmax(-1)
@@ -80,7 +90,8 @@ def repetition_penalty(logits: Tensor, input_ids: Tensor, penalty: float) -> Ten
     """Divide the logits of the tokens in `input_ids` (B, T) by `penalty`, or multiply them if they
     are negative (CTRL, Keskar et al. 2019, arXiv:1909.05858, section 4.1).
 
-    Logits have no fixed zero, so the same penalty is not the same for every model.
+    Logits have no fixed zero, so the same penalty is not the same for every model. Raises
+    ValueError for a penalty of 0 or less.
     """
     if penalty <= 0:
         raise ValueError(f"penalty {penalty} must be above 0")
@@ -157,7 +168,7 @@ def generate(
 
     The logits go through `repetition_penalty`, then through the `warps` in their order; a token is
     drawn with `generator`, or is the likeliest without one. Returns what was written, without the
-    end-of-sequence token. ValueError for an empty prompt.
+    end-of-sequence token. Raises ValueError for an empty prompt, or a penalty of 0 or less.
     """
     if len(prompts) == 0:
         return []
@@ -193,6 +204,8 @@ def beam(
 
     Y ends with the end of sequence, which |Y| counts, or has `max_new_tokens`; b is
     `length_penalty`, 0 or more. Step 1's search behind a prompt, and without an encoder.
+    Result as of `generate`. Raises ValueError for an empty prompt, a `beam_size` below 1 or a
+    `length_penalty` below 0.
     """
     if beam_size < 1 or length_penalty < 0:
         raise ValueError(f"beam_size {beam_size} must be 1 or more, length_penalty 0 or more")
@@ -257,7 +270,8 @@ def contrastive(
     all tokens before it (Su et al. 2022, arXiv:2202.06417, equation 5). What resembles the text so
     far is likely a repetition of it. Nothing is random; alpha 0 is greedy.
 
-    `model` returns logits (B, T, V) and hidden states (B, T, d). Result as of `generate`.
+    `model` returns logits (B, T, V) and hidden states (B, T, d). Result as of `generate`. Raises
+    ValueError for an empty prompt, k < 1 or an alpha outside 0..1.
     """
     if k < 1 or not 0 <= alpha <= 1:
         raise ValueError(f"k {k} must be 1 or more, alpha {alpha} between 0 and 1")

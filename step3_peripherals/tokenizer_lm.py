@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from common import batching, cli, engine, runs, subruns
+from common import batching, engine, runs, subruns
 from step1_transformer import resuming
 from step3_peripherals.language_model import LanguageModel, LanguageModelConfig
 from step3_peripherals.lm_objective import bits_per_byte, heldout_scores, losses
@@ -51,6 +51,7 @@ def train_all(
 
     The scores of each, a list of seeds: of those on the whole text by (algorithm, size), and of
     those on a part of it by (algorithm, sampling). `built` has the facts of each vocabulary.
+    Raises `cli.Interrupted`, which says how to go on with all of them.
     """
     trained, sampled = {}, {}
     gaps = gap_bits(text) if "wordpiece" in config.algorithms else 0.0
@@ -66,7 +67,7 @@ def train_all(
                 slice_minutes=budget.left(),
             )
             algorithm = ALGORITHMS[name]
-            try:
+            with resuming.tells_how(folder, f"stopped at {out.name}"):
                 scores = train(
                     settings,
                     accelerator,
@@ -76,9 +77,6 @@ def train_all(
                     train_bytes=1000 * config.sampling_kilobytes if sampling else None,
                     lost_bits=built[name, size]["unknown_bits"] + gaps * algorithm.forgets_gaps,
                 )
-            except cli.Interrupted as stop:  # it tells how to go on with this training alone
-                told = f"stopped at {out.name}; go on with:\n{cli.resume_command(folder)}"
-                raise cli.Interrupted(stop.signum, told) from None
             accelerator.free_memory()
             found, key = (sampled, (name, sampling)) if sampling else (trained, (name, size))
             found.setdefault(key, []).append(scores)

@@ -12,7 +12,6 @@ Speed is worth nothing at a lower score: both are shown.
 import dataclasses
 import json
 import re
-import signal
 import subprocess
 import sys
 from typing import Any
@@ -55,15 +54,12 @@ def main(config: race.Config) -> None:
         begun = [turn["precision"] for turn in found["trainer-tuned"]]
         chosen = begun[0] if begun else race.faster_precision()
         config = dataclasses.replace(config, precision=chosen)
-    try:
-        for i, seed in enumerate(seeds):
+    for i, seed in enumerate(seeds):
+        with resuming.tells_how(run.path, f"stopped at seed {seed}"):
             for name in race.SYSTEMS:
                 if len(found[name]) == i:
                     found[name].append(_in_own_process(config, name, seed))
                     runs.write_json(turns, found)
-    except (KeyboardInterrupt, cli.Interrupted) as stop:
-        told = f"stopped at seed {seed}; go on with:\n{cli.resume_command(run.path)}"
-        raise cli.Interrupted(getattr(stop, "signum", signal.SIGINT), told) from None
 
     first = task.metrics[0]
     rows = {name: _summary(turns, found[BASELINE], first) for name, turns in found.items()}

@@ -137,7 +137,10 @@ def pooling_of(folder: Path, pooling: str, impl: str) -> str:
 
 
 def saved_outputs(folder: Path) -> int | None:
-    """Outputs of the head that the checkpoint already has, if it has one."""
+    """Outputs of the head that the checkpoint already has, if it has one.
+
+    Raises UserError for a model.safetensors that is truncated or damaged.
+    """
     weights = folder / "model.safetensors"
     try:
         with safe_open(weights, "pt") as file:

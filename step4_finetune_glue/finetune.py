@@ -12,7 +12,6 @@ A seed decides the head's first weights, the order of the rows and dropout. What
 after the last epoch, and the mean over seeds: the best epoch or seed on dev is no estimate.
 """
 
-import signal
 from pathlib import Path
 
 from common import cli, engine, runs, subruns
@@ -72,12 +71,9 @@ def main(config: Config) -> None:
     done = [folders[seed] for seed in seeds if seed not in todo]
     chosen = outcome.chosen(done[0]) if done else {}
     for seed in todo:
-        try:
+        with resuming.tells_how(whole.path, f"stopped at seed {seed}"):
             state = trial.run(seed, folders[seed], accelerator, minutes.left(), chosen)
             chosen = chosen or dict(precision=state.precision, max_steps=state.total_steps)
-        except (KeyboardInterrupt, cli.Interrupted) as stop:  # this tells how to go on with all
-            told = f"stopped at seed {seed}; go on with:\n{cli.resume_command(whole.path)}"
-            raise cli.Interrupted(getattr(stop, "signum", signal.SIGINT), told) from None
     if not main_process:
         return
 

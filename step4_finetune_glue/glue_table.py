@@ -1,5 +1,6 @@
 """The table by which GLUE is known: systems as rows, tasks as columns, in text and as a figure."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -242,6 +243,7 @@ def titles_of(runs: list[Finetuned]) -> dict[str, str]:
     systems = {
         run.system: (
             run.label.split(", ")[0] + f", {RANDOM}" * run.random,
+            re.sub(r", precision \w+", "", run.label),
             run.label,
             run.system,
         )

@@ -82,7 +82,7 @@ def main(config: Config) -> None:
     cells = list(dict.fromkeys(product(config.batch_sizes, config.learning_rates)))
     budget = subruns.Slice(config.slice_minutes)
     at_once = dict(at_once=config.parallel, quiet=config.parallel > 1)
-    try:
+    with resuming.tells_how(run.path):
         folders = {(b, r): run.path / f"batch-{b}-rate-{r:g}" for b, r in cells}
         todo = [(folders[cell], config.seed, flags(config, *cell)) for cell in cells]
         subruns.call_all(trainings.commands(config, todo, budget), **at_once)
@@ -93,9 +93,6 @@ def main(config: Config) -> None:
         seeds = [config.seed + 1 + i for i in range(config.fresh_seeds)]
         again = [(run.path / f"best-seed-{s}", s, flags(config, *best)) for s in seeds]
         subruns.call_all(trainings.commands(config, again, budget), **at_once)
-    except cli.Interrupted as stop:
-        told = f"{stop}; go on with:\n{cli.resume_command(run.path)}"
-        raise cli.Interrupted(stop.signum, told) from None
 
     fresh = [trainings.read(folder) for folder, *_ in again]
     honest = [one["metrics"][ranks_by]["value"] for one in fresh]
@@ -119,7 +116,7 @@ def main(config: Config) -> None:
     print()
     title = f"{task.name}, {config.model}: {ranks_by}, %"
     spread.plot(scores, config.batch_sizes, config.learning_rates, honest, title, run.path)
-    seconds, tokens = (sum(one[name] for one in every) for name in ("seconds", "tokens"))
+    seconds, tokens = resuming.seconds_of(every), sum(one["tokens"] for one in every)
     run.result(
         every,
         step="step4_finetune_glue",
@@ -138,7 +135,7 @@ def main(config: Config) -> None:
         compare_to=[],
         model=fresh[0]["model"],
         tokens=tokens,
-        seconds=round(seconds, 1),
+        seconds=seconds,
         tokens_per_second=round(tokens / max(seconds, 1e-9)),
         seeds=seeds,
         config=cli.as_dict(config),

@@ -77,12 +77,14 @@ class HuggingFaceClassifier(nn.Module):
         return self.hf.classifier(self.hf.dropout(mean_of(hidden, attention_mask)))
 
     def save(self, folder: str | Path, tokenizer: str | Path | None = None) -> None:
+        """Write the model as transformers does, with the files of the folder `tokenizer`."""
         self.hf.save_pretrained(folder)
         if tokenizer is not None:
             copy_tokenizer(tokenizer, folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> "HuggingFaceClassifier":
+        """What `save` wrote, in fp32, whatever it was saved in."""
         return cls(transformers_auto().from_pretrained(folder, dtype=torch.float32))
 
 

@@ -57,7 +57,11 @@ def predict(model: nn.Module, rows: Encoded, accelerator=None) -> np.ndarray:
 
 
 def scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The mean loss, and every metric of the task x100."""
+    """The mean loss, and every metric of the task x100, of logits (N, C) and labels (N,).
+
+    The loss is cross-entropy in nats, or for a regression, with logits (N, 1), the squared error.
+    Raises UserError for no rows, and for a score that is not a number.
+    """
     if task.kind == "regression":
         loss = float(np.mean((logits[:, 0] - labels) ** 2))
     else:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 import torch.utils.benchmark
 
-from common import cli, engine
+from common import cli, engine, optim
 from step4_finetune_glue import classifier, outcome, prediction, tasks, training
 from step4_finetune_glue.encoding import Encoded
 from step4_finetune_glue.heads import HuggingFaceClassifier
@@ -84,7 +84,9 @@ def measure(config: Config, system: str) -> dict[str, Any]:
 
 def faster_precision() -> str:
     """bf16 where this machine multiplies matrices faster with it; many CPUs only imitate it."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not optim.multiplies_bf16(device):
+        return "fp32"
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         matrix = torch.randn(1024, 1024, device=device).to(dtype)

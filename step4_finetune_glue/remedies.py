@@ -79,13 +79,10 @@ def main(config: Config) -> None:
     flags = {name: VARIANTS[name].flags if name in VARIANTS else () for name in names}
     todo = [(n, run.path / n / f"seed-{seed}", seed) for seed in seeds for n in names]
     budget = subruns.Slice(config.slice_minutes)
-    try:
-        each = ((folder, seed, flags[name]) for name, folder, seed in todo)
+    with resuming.tells_how(run.path):
+        each = [(folder, seed, flags[name]) for name, folder, seed in todo]
         commands = trainings.commands(config, each, budget)
         subruns.call_all(commands, at_once=config.parallel, quiet=config.parallel > 1)
-    except cli.Interrupted as stop:
-        told = f"{stop}; go on with:\n{cli.resume_command(run.path)}"
-        raise cli.Interrupted(stop.signum, told) from None
 
     # Compare
     every = [trainings.read(folder) for _, folder, _ in todo]
@@ -104,7 +101,7 @@ def main(config: Config) -> None:
         gained = differences["three_epochs"][task.metrics[0]]["value"]
         told = f"3 epochs gain {gained:.1f} points (>= {TARGET:g})"
         print(f"target {'reached' if gained >= TARGET else 'missed'}: {told}")
-    seconds, tokens = (sum(one[name] for one in every) for name in ("seconds", "tokens"))
+    seconds, tokens = resuming.seconds_of(every), sum(one["tokens"] for one in every)
     run.result(
         every,
         step="step4_finetune_glue",
@@ -126,7 +123,7 @@ def main(config: Config) -> None:
         compare_to=[],
         model=every[0]["model"],
         tokens=tokens,
-        seconds=round(seconds, 1),
+        seconds=seconds,
         tokens_per_second=round(tokens / max(seconds, 1e-9)),
         seeds=list(seeds),
         config=cli.as_dict(config),

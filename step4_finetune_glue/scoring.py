@@ -95,6 +95,7 @@ class Finetuned:
         return bool(self.values.get("low_resource"))
 
     def has(self, split: str) -> bool:
+        """True if every seed predicted `split`, such as dev, or AX-dev in a run on MNLI."""
         return all((seed / f"predictions-{split}.npz").is_file() for seed in self.seeds)
 
     def logits(self, rows: Rows) -> np.ndarray:
@@ -191,7 +192,12 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def find(paths: tuple[str, ...]) -> list[Finetuned]:
-    """The runs in `paths`, each a directory of finetune.py or a folder that holds such."""
+    """The runs in `paths`, each a directory of finetune.py or a folder that holds such.
+
+    By system, then task; beside runs that have ended, those that have not are left out. Raises
+    UserError for no paths, one that is no folder, and two runs of the same system and task, and as
+    `Finetuned.open` does.
+    """
     found = {}
     if not paths:
         raise UserError("--runs: give directories that finetune.py wrote")
@@ -200,7 +206,7 @@ def find(paths: tuple[str, ...]) -> list[Finetuned]:
             raise UserError(f"{path}: no such folder of runs")
         below = list(_runs(path, path))
         ended = [folder for folder in below if (folder / "result.json").exists()]
-        for folder in set(below) - {path, *ended}:
+        for folder in sorted(set(below) - {path, *ended}):
             print(f"left out, because it has not ended: {folder}")
         for folder in ended or [path]:
             found[folder.resolve()] = Finetuned.open(folder)

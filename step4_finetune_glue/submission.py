@@ -58,7 +58,10 @@ def write(path: Path, answers: dict[str, Answers]) -> Path:
 
 
 def table(name: str, answers: Answers) -> str:
-    """The text of one file: index, tab, label name; STS-B's scores lie in 0..5."""
+    """The text of one file: index, tab, label name; STS-B's scores are cut to 0..5.
+
+    Raises UserError unless each row of the test set has one answer, a finite number.
+    """
     task, _, n_rows = FILES[name]
     labels = tasks.TASKS[task].labels
     if sorted(answers.ids) != list(range(n_rows)) or len(answers.predictions) != n_rows:

@@ -56,6 +56,7 @@ class Task:
 
     @property
     def pair(self) -> bool:
+        """True if a row has two texts."""
         return len(self.texts) == 2
 
     @property
@@ -65,10 +66,12 @@ class Task:
 
     @property
     def label_type(self) -> type:
+        """Of the labels: int64 for classes, float64 for the scores of a regression."""
         return np.int64 if self.kind == "classification" else np.float64
 
     @property
     def hub_config(self) -> str:
+        """What nyu-mll/glue calls the task: cola, sst2, stsb, ..."""
         return self.name.lower().replace("-", "")
 
 
@@ -135,7 +138,10 @@ class Rows:
 
 
 def task(name: str) -> Task:
-    """The task of a name in any common spelling: CoLA, sst2, glue/stsb, mnli-mm, diagnostic."""
+    """The task of a name in any common spelling: CoLA, sst2, glue/stsb, mnli-mm, diagnostic.
+
+    Raises UserError for any other name.
+    """
     plain = re.sub(r"[^a-z0-9]", "", name.lower().removeprefix("glue/"))
     plain = re.sub("^mnli(mm?|matched|mismatched)$", "mnli", plain).replace("diagnostic", "ax")
     for one in TASKS.values():
@@ -218,7 +224,11 @@ def found(task: Task, splits: tuple[str, ...], data: str = "glue") -> tuple[str,
 
 
 def locate(task: Task, split: str, data: str = "glue") -> sources.Source:
-    """Where the rows of a split are: `data` as a folder, then the mirror, then the hub."""
+    """Where the rows of a split are: `data` as a folder, then the mirror, then the hub.
+
+    Raises UserError for a folder without the split's file, for a `data` other than glue that is no
+    folder, for AX's labels on the hub, and for rt as `common.data.resolve` does.
+    """
     name = f"{data}/{task.name}"
     if task.name == "rt":
         return sources.resolve("rt", split)

@@ -137,6 +137,7 @@ class Data:
         return {split: tasks.read(task, split, data) for split in found}
 
     def told(self) -> str:
+        """`Rows.told` of every split, a line each: train, dev, test."""
         return "\n".join(r.told() for r in (self.train, *self.dev.values(), *self.test.values()))
 
 
@@ -156,6 +157,11 @@ class Trial:
 
     @classmethod
     def of(cls, task: Task, config: Config, data: Data, checkpoint: Path, tokenizer: Tokenizer):
+        """Tokenise the rows, of the training set no more than `train_limit`; complete the config.
+
+        Raises UserError for a tokenizer without BERT's or RoBERTa's special tokens, a checkpoint
+        whose width is no whole number, and a pooling that its architecture cannot have.
+        """
         rows, limit = data.train, config.train_limit
         train = Encoded(tokenizer, sample(rows, limit) if limit else rows, config.max_seq_len)
         held = {
@@ -243,6 +249,7 @@ class Trial:
         return state
 
     def optimizers(self, model) -> list:
+        """The AdamW of the config. Raises UserError for layer decay on a model without blocks."""
         config = self.config
         return recipe.build_optimizers(
             model,
@@ -255,6 +262,7 @@ class Trial:
         )
 
     def dev_scores(self, model, accelerator) -> dict[str, Any]:
+        """`prediction.scores` on the first dev split; all processes share the work."""
         rows = self.held[self.task.dev_splits[0]]
         return prediction.scores(
             self.task, prediction.predict(model, rows, accelerator), rows.labels

@@ -1,6 +1,6 @@
 """The trainings that a script compares: runs of finetune.py, each in a folder of its own."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from step4_finetune_glue.tasks import Task
 SCRIPT = Path(__file__).resolve().parent / "finetune.py"
 TAKEN = {"out", "resume", "seed", "seeds", "preset", "task", "data", "model", "precision",
          "slice_minutes", "max_minutes", "plan"}  # fmt: skip
-Todo = Iterable[tuple[Path, int, tuple[str, ...]]]  # folder, seed, flags of its own
+Todo = Sequence[tuple[Path, int, tuple[str, ...]]]  # folder, seed, flags of its own
 
 
 def begin(run: runs.Run, task: Task, config: Any) -> None:
@@ -33,14 +33,14 @@ def commands(config: Any, todo: Todo, budget: subruns.Slice) -> Iterator[list[st
 
     `config` has the task, data, model and precision of all, and `settings`, more flags for all.
     """
-    for folder, seed, own in todo:
+    for number, (folder, seed, own) in enumerate(todo, 1):
         if (folder / "result.json").exists():
             continue
         same = dict(task=config.task, data=config.data, model=config.model, seed=seed, seeds=1)
         same |= dict(preset="gpu", precision=config.precision)  # the one that limits nothing
         if minutes := budget.left():
             same["slice_minutes"] = minutes
-        print(f"$ finetune.py --out {folder}", flush=True)
+        print(f"{number} of {len(todo)}: $ finetune.py --out {folder}", flush=True)
         flags = ["--out", folder, "--resume", *settings.flags(config), *own]
         yield subruns.command_of(SCRIPT, *flags, **same)
 

@@ -1,7 +1,9 @@
 """`pytest --mine my_drills.py`: the parity tests judge a learner's blocks in place of ours."""
 
 import functools
+import gc
 import importlib
+import os
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,33 @@ settings.load_profile("gym")
 def pytest_addoption(parser):
     told = "judge the functions in this copy of a step's drills.py instead of the gym's own blocks"
     parser.addoption("--mine", type=Path, metavar="FILE", help=told)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def libraries_are_not_searched():
+    """tests/scripts.py collects garbage after each script, and through all that was imported by
+    then that takes half a second: what is alive before a module's tests is left out."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def drawn():
+    """For a test that looks at a figure."""
+
+
+@pytest.fixture(autouse=True)
+def drawn_only_to_be_seen(request, monkeypatch):
+    """To render a figure takes a second: one that the test does not look at is an empty file."""
+    if "drawn" in request.fixturenames:
+        return
+
+    def savefig(self, file, **options):
+        if isinstance(file, str | os.PathLike):
+            Path(file).write_bytes(b"")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+    monkeypatch.setattr("matplotlib.figure.Figure.tight_layout", lambda self, **options: None)
 
 
 @pytest.fixture(scope="session")

@@ -168,7 +168,10 @@ class WordPiece:
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """What `save` wrote, or any BERT's folder with a vocab.txt. Lower-cases unless its
-        tokenizer_config.json says otherwise."""
+        tokenizer_config.json says otherwise.
+
+        Raises UserError as `from_vocab` does, and for a tokenizer_config.json that is no object.
+        """
         config = Path(folder) / "tokenizer_config.json"
         options = read_json(config) if config.is_file() else {}
         if not isinstance(options, dict):

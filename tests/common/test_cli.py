@@ -60,7 +60,7 @@ def script(tmp_path):
 
 def run(script, *flags, **env):
     return subprocess.run(
-        [sys.executable, str(script), *flags],
+        [sys.executable, str(script), "--preset", "cpu", *flags],  # or each would import torch
         capture_output=True,
         text=True,
         env={**os.environ, **env},
@@ -153,7 +153,7 @@ def test_gym_debug_shows_the_traceback(script, data):
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_leaves_with_its_code_and_one_line(script, signum, code):
-    command = [sys.executable, str(script), "--data", "wait"]
+    command = [sys.executable, str(script), "--preset", "cpu", "--data", "wait"]
     heard = partial(signal.signal, signum, signal.SIG_DFL)  # which a shell's background job ignores
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with subprocess.Popen(command, preexec_fn=heard, **pipes) as process:

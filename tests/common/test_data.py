@@ -354,6 +354,8 @@ def test_the_chinese_newspaper_is_an_article_a_document(monkeypatch):
         ("a.csv", "index,sentence1,sentence2,label\n7,a,b,0\n", [("a", "b", 0)]),
         ("a.jsonl", '{"text": "a", "text2": "b", "label": 2}\n', [("a", "b", 2)]),
         ("a.csv", "text,label\ngood,positive\n", None),
+        ("a.jsonl", '{"text": "a", "label": 1.5}\n', None),
+        ("a.jsonl", '{"text": "a", "label": true}\n', None),
         ("a.csv", "text\ngood\n", None),
         ("a.csv", "gj04,1,*,They sang.\n", None),
     ],

@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate import DistributedType
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from common import engine
 from common.cli import Interrupted, UserError
 from common.runs import Run
+from tests import scripts
 from tests.common import toy
 
 TOY = [sys.executable, str(Path(toy.__file__))]
@@ -99,22 +101,15 @@ def call(command, *flags, **options):
     return subprocess.run([*command, *flags], capture_output=True, text=True, **options)
 
 
-def test_two_processes_equal_one(tmp_path, one_batch):
-    """Of the last batch, 43 samples, one process computes 21 + 1, the other 21."""
-    done = call(TWO, "--out", tmp_path / "run", "--micro-batch-size", 21)
+def test_two_processes_equal_one(tmp_path):
+    """Of 103 samples one process computes 4 x 13, the other 3 x 17; of the last batch of an epoch,
+    a single sample, the other computes nothing."""
+    one = train(tmp_path / "one", batch_size=103, micro_batch_size=103)
+    flags = ("--batch-size", 103, "--micro-batch-size", 17)
+    done = call(TWO, "--out", tmp_path / "two", *flags)
     assert done.returncode == 0 and "2 process(es)" in done.stdout
-    assert torch.allclose(weights(tmp_path / "run"), one_batch[0], rtol=0, atol=1e-9)
-    for ours, one in zip(scores(tmp_path / "run"), one_batch[1], strict=True):
-        assert ours == pytest.approx(one, abs=1e-9)
-
-
-def test_a_batch_too_small_for_two_processes_is_the_same_on_one(tmp_path):
-    flags = dict(batch_size=103, dropout=0.0)  # the last of an epoch is a single sample
-    one = train(tmp_path / "one", **flags), scores(tmp_path / "one")
-    done = call(TWO, "--out", tmp_path / "two", "--batch-size", 103)
-    assert done.returncode == 0
-    assert torch.allclose(weights(tmp_path / "two"), one[0], rtol=0, atol=1e-9)
-    for ours, wanted in zip(scores(tmp_path / "two"), one[1], strict=True):
+    assert torch.allclose(weights(tmp_path / "two"), one, rtol=0, atol=1e-9)
+    for ours, wanted in zip(scores(tmp_path / "two"), scores(tmp_path / "one"), strict=True):
         assert ours == pytest.approx(wanted, abs=1e-9)
 
 
@@ -138,13 +133,34 @@ def ended_with_the_test(command, **options):
             process.kill()
 
 
-def test_two_processes_stop_together_and_go_on(tmp_path, one_batch):
-    flags = ["--out", tmp_path / "run", "--resume"]
+def test_two_processes_stop_together_and_go_on_to_an_early_stop(tmp_path):
+    flags = ["--out", tmp_path / "run", "--resume", "--eval-every", 2, "--stop-at", 4]
     stopped = call(TWO, *flags, "--slice-minutes", "1e-9")
     assert 1 <= stopped.stderr.count("stopped at step 1, saved") <= 2
-    assert call(TWO, *flags).returncode == 0
-    assert torch.allclose(weights(tmp_path / "run"), one_batch[0], rtol=0, atol=1e-9)
-    assert [e["step"] for e in scores(tmp_path / "run")] == [e["step"] for e in one_batch[1]]
+    done = call(TWO, *flags)
+    assert done.returncode == 0 and "stopped early at step 6" in done.stdout
+    assert checkpoints(tmp_path / "run")[-1].name == "step-00000006"
+    one = train(tmp_path / "one", eval_every=2, stop_at=4)
+    assert torch.allclose(weights(tmp_path / "run"), one, rtol=0, atol=1e-9)
+    steps = [[e["step"] for e in scores(tmp_path / name)] for name in ("run", "one")]
+    assert steps[0] == steps[1]
+    stays_ended(tmp_path / "run")
+
+
+def stays_ended(out):
+    """Nothing is left to do for a run that stopped early at step 6."""
+    before = weights(out)
+    state = run(out, eval_every=2, stop_at=4, resume=True)
+    assert state.step == state.total_steps == 6
+    assert torch.equal(weights(out), before)
+
+
+def test_an_early_stop_is_an_end(tmp_path, capsys):
+    stopped = train(tmp_path / "run", eval_every=2, stop_at=4)
+    assert "stopped early at step 6" in capsys.readouterr().out
+    assert checkpoints(tmp_path / "run")[-1].name == "step-00000006"
+    stays_ended(tmp_path / "run")
+    assert not torch.equal(train(tmp_path / "whole", eval_every=2), stopped)
 
 
 def test_a_signal_to_one_of_two_processes_stops_both(tmp_path):
@@ -159,11 +175,16 @@ def test_a_signal_to_one_of_two_processes_stops_both(tmp_path):
     assert f"saved {checkpoints(out)[-1]}" in told
 
 
-def test_settings_of_accelerate_do_not_change_the_training(tmp_path, one_batch):
-    env = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "ACCELERATE_MIXED_PRECISION": "bf16"}
-    done = call(TOY, "--out", tmp_path / "run", env={**os.environ, **env})
-    assert done.returncode == 0
-    assert torch.equal(weights(tmp_path / "run"), one_batch[0])
+def test_settings_of_accelerate_do_not_change_the_training(tmp_path, monkeypatch):
+    torch.set_default_dtype(torch.float32)  # which bf16 would replace: it leaves float64 alone
+    whole = train(tmp_path / "whole", double=False)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state(True)  # or it would keep those of an earlier test
+    try:
+        assert torch.equal(train(tmp_path / "run", double=False), whole)
+    finally:
+        AcceleratorState._reset_state(True)
 
 
 def test_fsdp_is_refused(monkeypatch):
@@ -173,30 +194,26 @@ def test_fsdp_is_refused(monkeypatch):
         engine.accelerator(toy.Config())
 
 
-SLOW = ["--dropout", "0.3", "--max-steps", "300", "--save-minutes", "0.001"]
-
-
 def test_resume_after_kill_is_bit_identical(tmp_path):
     """kill -9 at random moments, resume each time: same weights, same metrics, to the last bit."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([*TOY, *SLOW, "--out", str(whole)], check=True, capture_output=True)
+    slow = dict(dropout=0.3, max_steps=150, save_minutes=0.001)
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in slow.items()]
     kills = 0
-    for attempt in range(30):
+    for _ in range(2):
+        before = checkpoints(killed)
         process = subprocess.Popen(
-            [*TOY, *SLOW, "--out", str(killed), "--resume"],
+            [*TOY, *flags, "--out", str(killed), "--resume"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        if attempt < 2:
-            before = checkpoints(killed)
-            while process.poll() is None and checkpoints(killed) in (before, before[1:]):
-                time.sleep(0.005)
-            time.sleep(random.random() * 0.2)
-            kills += process.poll() is None
-            process.kill()
-        if process.wait() == 0:
-            break
+        while process.poll() is None and checkpoints(killed) in (before, before[1:]):
+            time.sleep(0.005)
+        time.sleep(random.random() * 0.2)
+        kills += process.poll() is None
+        process.kill()
+        process.wait()
     assert kills, "every attempt ended before it was killed"
-    assert torch.equal(weights(killed), weights(whole))
+    assert torch.equal(train(killed, **slow, resume=True), train(whole, **slow))
     assert scores(killed) == scores(whole)
     assert not list(killed.glob("checkpoints/.step*"))
 
@@ -214,16 +231,27 @@ def test_a_kill_before_the_first_step_keeps_the_plan(tmp_path, one_batch, monkey
     assert scores(tmp_path / "run") == one_batch[1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_tells_how_to_resume(tmp_path, number):
+def test_a_signal_saves_and_tells_how_to_resume(tmp_path):
     out = tmp_path / "run"
     command = [*TOY, "--max-steps", "100000", "--out", str(out)]
     with ended_with_the_test(command, stdout=-3, stderr=subprocess.PIPE, text=True) as process:
         wait_for_training(out)
-        os.kill(process.pid, number)
+        os.kill(process.pid, signal.SIGTERM)
         said = process.communicate()[1]
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + signal.SIGTERM
     assert f"saved {checkpoints(out)[-1]}" in said and "--resume" in said
+
+
+def test_ctrl_c_saves_and_tells_how_to_resume(tmp_path, monkeypatch, capsys):
+    out, handler = tmp_path / "run", signal.getsignal(signal.SIGTERM)
+    poison(monkeypatch, 5, lambda loss, model: os.kill(os.getpid(), signal.SIGINT) or loss)
+    try:
+        assert scripts.call(toy, "--max-steps", 100000, "--out", out) == 128 + signal.SIGINT
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    said = capsys.readouterr().err
+    assert f"saved {checkpoints(out)[-1]}" in said and "--resume" in said
+    assert checkpoints(out)[-1].name == "step-00000006"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -250,19 +278,6 @@ def test_slices_equal_the_whole(tmp_path, optimizer):
     assert 1 < slices < 30
     assert torch.equal(sliced, whole)
     assert scores(tmp_path / "sliced") == scores(tmp_path / "whole")
-
-
-@pytest.mark.parametrize("command", [TOY, TWO], ids=["one process", "two"])
-def test_an_early_stop_is_an_end(tmp_path, command):
-    flags = ["--out", tmp_path / "run", "--eval-every", "2", "--stop-at", "4"]
-    told = subprocess.run([*command, *flags], check=True, capture_output=True, text=True)
-    assert "stopped early at step 6" in told.stdout
-    assert checkpoints(tmp_path / "run")[-1].name == "step-00000006"
-    before = weights(tmp_path / "run")
-    state = run(tmp_path / "run", eval_every=2, stop_at=4, resume=True)
-    assert state.step == state.total_steps == 6
-    assert torch.equal(weights(tmp_path / "run"), before)
-    assert not torch.equal(train(tmp_path / "whole", eval_every=2), before)
 
 
 @pytest.mark.parametrize("command", [TOY, TWO], ids=["one process", "two"])

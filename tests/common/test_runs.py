@@ -162,6 +162,7 @@ def test_what_a_result_ran_on_is_what_its_parts_ran_on_if_they_agree(tmp_path):
         assert with_parts(*parts) == runs.hardware()
 
 
+@pytest.mark.usefixtures("drawn")
 def test_curves_are_drawn_from_the_metrics(tmp_path):
     run = open_run(tmp_path)
     assert run.plot() is None

@@ -43,7 +43,7 @@ def pair(config: BertConfig, hf_attention: str = "eager"):
     return ours, theirs
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     config=odd_configs,
     seed=st.integers(0, 10**6),

@@ -1,6 +1,7 @@
-"""Block by block against PyTorch: ours, or with `pytest --mine my_drills.py` a learner's.
+"""Block by block against PyTorch: our blocks and the solutions of the drills, or a learner's.
 
-What a block takes and gives is written in its drill, step1_transformer/drills.py.
+A learner's are those of `pytest --mine FILE`. What a block takes and gives is written in its drill,
+step1_transformer/drills.py.
 """
 
 import itertools
@@ -12,11 +13,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from step1_transformer import solutions
+
 torch.set_num_threads(1)
 
 
-@pytest.fixture
-def block(adapted):
+def pytest_generate_tests(metafunc):
+    """The solutions of the drills are judged too."""
+    whose = ["mine"] if metafunc.config.getoption("--mine") else ["ours", "solution"]
+    metafunc.parametrize("block", whose, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def block(request, adapted):
+    if request.param == "solution":
+        return partial(getattr, solutions)
     return partial(adapted, "step1_transformer")
 
 

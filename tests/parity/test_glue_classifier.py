@@ -1,5 +1,7 @@
 """Our classifier against transformers': same checkpoint, same batch, same scores and gradients."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -27,9 +29,10 @@ def batch(folder, n_labels):
     return made
 
 
-@pytest.mark.parametrize("n_labels", [1, 2, 3])
-@pytest.mark.parametrize("name", ["random", "minilm"])
-@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(
+    ("name", "n_labels", "train"),
+    [*itertools.product(["random"], [1, 2, 3], [True, False]), ("minilm", 2, True)],
+)
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_logits_losses_and_every_gradient(tmp_path, name, n_labels, train, pooling):
     start = classifier.find(name) if name == "minilm" else small.bert(tmp_path / "bert")

@@ -30,7 +30,7 @@ def draw(block: str, path: str, seed: int) -> Case:
 
 @pytest.mark.parametrize("path", ["explicit", "fused"])
 @pytest.mark.parametrize("block", BLOCKS)
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(seed=seeds)
 def test_outputs_and_every_gradient(block, path, seed):
     differences = compare(draw(block, path, seed))

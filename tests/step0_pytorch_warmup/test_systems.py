@@ -29,6 +29,7 @@ def call(script, out, *flags):
     return json.loads((out / "result.json").read_text())
 
 
+@pytest.mark.usefixtures("drawn")
 def test_mixed_precision(tmp_path, capsys):
     metrics = call(mixed_precision, tmp_path, "--epochs", "4")["metrics"]
     found = {name: m["value"] for name, m in metrics.items() if name.startswith("accuracy")}
@@ -62,6 +63,7 @@ def test_a_lesson_done_again_takes_the_place_of_its_earlier_self(tmp_path, capsy
     assert json.loads((tmp_path / "config.json").read_text())["threads"] == 2
 
 
+@pytest.mark.usefixtures("drawn")
 def test_profiling(tmp_path, capsys):
     metrics = call(profiling, tmp_path, "--threads", "1")["metrics"]
     assert metrics["microseconds of a small operation"]["value"] > 0

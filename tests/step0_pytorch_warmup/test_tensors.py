@@ -52,6 +52,7 @@ def test_the_best_time_is_the_shortest(monkeypatch):
     assert cost.best_seconds(lambda: None, budget=1.0) == 2.0
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_script_runs_on_small_tensors(tmp_path, monkeypatch, capsys):
     """With the long measurements cut short: what is told is proved above."""
     monkeypatch.setattr(cost, "best_seconds", lambda run: 1e-3)

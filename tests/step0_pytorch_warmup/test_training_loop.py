@@ -148,6 +148,7 @@ def test_held_out_digits_are_never_trained_on():
     assert train.images.min() >= 0 and train.images.max() <= 1
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("name", ["autograd", "training_loop"])
 def test_the_scripts_run_and_say_what_they_found(name, tmp_path, monkeypatch, capsys):
     script = importlib.import_module(f"step0_pytorch_warmup.{name}")

@@ -58,6 +58,7 @@ def read(path):
     return json.loads(Path("run", path).read_text())
 
 
+@pytest.mark.usefixtures("drawn")
 def test_every_variant_differs_from_the_base_as_it_says(trained, capsys):
     flags = [*SMALL, "--seeds", 1, "--variants", *table3.VARIANTS, "--out", "run"]
     assert call(*flags, "--settings", "n-layers=1", "d-model=16") == 0

@@ -1,9 +1,5 @@
 """The drills of step 1: solutions pass, every listed mistake is caught, and gets its own hint."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import sacrebleu
 import torch
@@ -12,9 +8,6 @@ from step0_pytorch_warmup import checker
 from step0_pytorch_warmup import checks as step0_checks
 from step1_transformer import checks, drills, solutions
 from tests import drilling
-
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
@@ -49,45 +42,3 @@ def test_bleu_is_sacrebleus():
         texts, [truths], tokenize="none", smooth_method="none", force=True
     )
     assert solutions.bleu(hypotheses, references) == pytest.approx(known.score)
-
-
-MIXED = """
-from step1_transformer import solutions
-from step1_transformer.solutions import beam_search, label_smoothing
-def scaled_dot_product(q, k, v, mask):
-    raise NotImplementedError
-def layer_norm(x, weight, bias, eps):
-    return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + eps).sqrt() * weight + bias
-"""
-
-
-def parity(mine):
-    """Outcome of each block's tests with a learner's file: {(block, passed|failed|skipped)}."""
-    command = [sys.executable, "-m", "pytest", "tests/parity/test_blocks.py", "-rA", "-p",
-               "no:cacheprovider", "--mine", str(mine)]  # fmt: skip
-    text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
-    found = set()
-    for line in text.splitlines():
-        word, _, rest = line.partition(" ")
-        if word in ("PASSED", "FAILED"):
-            found.add((rest.split("::test_")[1].split("[")[0].split()[0], word.lower()))
-    return found, text
-
-
-def test_parity_judges_the_learners_blocks(tmp_path):
-    mine = tmp_path / "my_drills.py"
-    mine.write_text(MIXED)
-    found, text = parity(mine)
-    assert found == {
-        ("beam_search", "passed"),
-        ("label_smoothing", "passed"),
-        ("layer_norm", "failed"),
-    }, text
-    assert "scaled_dot_product is not written yet" in text
-    assert "no sinusoidal_positions in" in text
-
-
-def test_the_solutions_pass_parity():
-    found, text = parity(ROOT / "step1_transformer/solutions.py")
-    assert {outcome for _, outcome in found} == {"passed"} and "SKIPPED" not in text, text
-    assert len(found) >= 8

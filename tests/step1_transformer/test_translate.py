@@ -151,6 +151,7 @@ def test_characters_never_seen_in_training(folder, opened, text, capfd):
 # -- attention -------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("drawn")
 def test_attention_maps(folder, tmp_path, capfd):
     maps = tmp_path / "maps"
     assert call("--model", folder, "--attention-maps", maps, "Frau mit $1 Hut") == 0

@@ -21,6 +21,7 @@ from step2_bert.masking import MaskingOptions
 from step2_bert.samples import Samples
 from step2_bert.shards import counts_of
 from step2_bert.tokenizer import load_tokenizer
+from tests import scripts
 
 ROOT = Path(__file__).parents[2]
 WORDS = [
@@ -318,7 +319,7 @@ def test_a_second_run_uses_the_first_and_another_does_not_replace_it(folder, tmp
     assert {file: file.stat().st_mtime_ns for file in out.iterdir()} == before
 
 
-def test_a_killed_run_goes_on_where_it_was(folder, tmp_path):
+def test_a_killed_run_goes_on_where_it_was(folder, tmp_path, small_chunks):
     """kill -9 in the middle; the second run keeps the shards of the first, and the result is that
     of a run that was never killed."""
     script = f"""
@@ -349,11 +350,9 @@ corpus.prepare(made, {str(tmp_path / "out")!r}, progress=False, workers=1, measu
     assert 3 <= len(kept) < 12
     with pytest.raises(UserError, match="not a prepared directory"):
         Samples.open(out)
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+    run(folder, out)
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
-    subprocess.run(
-        [sys.executable, "-c", script.replace("/out'", "/whole'")], env=environment, check=True
-    )
+    run(folder, tmp_path / "whole")
     assert shards(out) == shards(tmp_path / "whole")
     manifests = [json.loads((tmp_path / n / "manifest.json").read_text()) for n in ("out", "whole")]
     assert manifests[0]["splits"] == manifests[1]["splits"]
@@ -481,16 +480,13 @@ def test_the_script_has_a_flag_for_every_option():
         assert set(preset) <= names
 
 
-def test_an_error_is_one_line_and_exit_code_2(tmp_path):
+def test_an_error_is_one_line_and_exit_code_2(tmp_path, capfd):
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\nbroken\n')
-    arguments = ["--data", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out")]
-    ended = subprocess.run(
-        [sys.executable, str(ROOT / "step2_bert/prepare.py"), *arguments],
-        capture_output=True,
-        text=True,
-    )
-    assert ended.returncode == 2
-    [line] = ended.stderr.strip().splitlines()
+    handler = signal.getsignal(signal.SIGTERM)
+    code = scripts.call(prepare, "--data", tmp_path / "a.jsonl", "--out", tmp_path / "out")
+    signal.signal(signal.SIGTERM, handler)
+    assert code == 2
+    [line] = capfd.readouterr().err.strip().splitlines()
     assert "a.jsonl:2: not JSON" in line
 
 
@@ -512,6 +508,4 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
         vocab_file(folder)
         command = [sys.executable, "-c", code, folder]
         peaks.append(int(subprocess.run(command, capture_output=True, check=True, cwd=ROOT).stdout))
-    assert (
-        size > 8e6 and peaks[1] < peaks[0] + 40
-    )  # the text and its tokens would be five times that
+    assert size > 8e6 and peaks[1] < peaks[0] + 40  # text and tokens would be five times that

@@ -68,6 +68,7 @@ def result():
         return json.load(file)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_comparison_is_scored_and_drawn(data, reviews, tmp_path, capsys):
     flags = ["--data", data, "--downstream", reviews, "--epochs", 1, "--variants", "span"]
     assert call(*flags) == 0

@@ -59,6 +59,7 @@ def compare(*flags):
     return call(compare_positions, *SMALL, "--out", "run", *flags)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_comparison(trained, capsys):
     assert compare() == 0
     assert trained == [f"{name}/seed-{s}" for s in (0, 1) for name in ("learned", "alibi")]

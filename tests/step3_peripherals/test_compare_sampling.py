@@ -1,5 +1,6 @@
 """The script from end to end, in this process, with a model of random weights."""
 
+import gc
 import json
 import random
 import shutil
@@ -8,9 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common import data
+from common import cli, data, engine, subruns
 from common.cli import UserError
-from step3_peripherals import compare_sampling, stream, trained
+from step3_peripherals import compare_sampling, stream, train_lm, trained
 from step3_peripherals.language_model import LanguageModel, LanguageModelConfig
 
 
@@ -48,6 +49,7 @@ def config(made, out, **options):
     return compare_sampling.Config(preset="smoke", out=str(made / out), **(paths | options))
 
 
+@pytest.mark.usefixtures("drawn")
 def test_it_writes_measures_and_draws(made, capsys):
     compare_sampling.main(config(made, "all"))
     out = made / "all"
@@ -89,10 +91,19 @@ def test_what_was_written_is_not_written_again(made, monkeypatch):
             compare_sampling.main(config(made, "part", resume=True, **some | other))
 
 
-def test_each_seed_trains_a_model_alike_and_more_can_join(tmp_path):
-    settings = ("preset=smoke", "max-minutes=0.02")
-    some = dict(preset="smoke", out=str(tmp_path / "run"), cache=str(tmp_path), settings=settings)
-    some |= dict(strategies=("greedy",), texts=3, prompt_tokens=6, new_tokens=8, data="sotu")
+def test_each_seed_trains_a_model_alike_and_more_can_join(made, tmp_path, monkeypatch):
+    def here(commands, **options):
+        for command in commands:
+            train_lm.main(cli.parse(train_lm.Config, train_lm.PRESETS, command[2:]))
+            gc.collect()  # a run directory is free when its Run is gone
+
+    pace = iter((10.0, 5.0))  # seconds a step: measured again, it would give other steps
+    monkeypatch.setattr(engine.Trainer, "_measure", lambda self, precision: next(pace))
+    monkeypatch.setattr(subruns, "call_all", here)
+    settings = ("preset=smoke", "max-minutes=2", "vocab-size=270", "heldout-every=7")
+    some = dict(preset="smoke", out=str(tmp_path / "run"), cache=str(made), settings=settings)
+    some |= dict(strategies=("greedy",), texts=3, prompt_tokens=6, new_tokens=8)
+    some |= dict(data=str(made / "text.txt"))
     compare_sampling.main(compare_sampling.Config(**some))
     one = json.loads((tmp_path / "run" / "result.json").read_text())
     compare_sampling.main(compare_sampling.Config(**some, seeds=2, resume=True))

@@ -57,6 +57,7 @@ def result():
         return json.load(file)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_all_formats_are_scored_and_drawn(data, tmp_path, capsys):
     assert call("--data", data, "--variants", *FORMATS) == 0
     found = result()

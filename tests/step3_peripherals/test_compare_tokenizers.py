@@ -60,6 +60,7 @@ def read(path):
     return json.loads(Path(path).read_text())
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_comparison_is_made_once_and_told_whole(capsys, monkeypatch):
     three = [*SMALL, "--sizes", 60, "--lm-sizes", 60, "--out", "run"]
     three += ["--algorithms", "bpe", "byte-level", "wordpiece"]

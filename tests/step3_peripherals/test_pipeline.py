@@ -368,6 +368,7 @@ def test_half_a_file_is_never_seen(tmp_path):
 # --- executors -----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.timeout(300)
 def test_killed_and_resumed_it_ends_the_same(reviews, tmp_path, capsys):
     options = dict(data=str(reviews), plant=0.5, tasks=6, max_documents=60)

@@ -21,6 +21,7 @@ def in_this_process(config, name, seed):
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_systems_take_turns_and_are_scored_alike(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(benchmark, "_in_own_process", in_this_process)
     data, bert = small.glue(tmp_path / "glue"), small.bert(tmp_path / "bert")
@@ -44,6 +45,12 @@ def test_systems_take_turns_and_are_scored_alike(tmp_path, capfd, monkeypatch):
     precision = small.result(tmp_path / "race")["precision"]
     assert precision["trainer"] == "fp32" and precision["ours"] == precision["trainer-tuned"]
     assert (tmp_path / "race" / "curves.png").exists()
+
+
+def test_a_machine_that_only_imitates_bf16_is_not_asked_how_fast(monkeypatch):
+    monkeypatch.setattr(race.optim, "multiplies_bf16", lambda device: False)
+    monkeypatch.setattr(torch.utils.benchmark, "Timer", None)
+    assert race.faster_precision() == "fp32"
 
 
 def test_rows_of_the_trainer_are_ours_padded_to_the_maximum(tmp_path):

@@ -43,9 +43,14 @@ def test_a_usual_mistake_gets_its_hint(drill, hint):
 
 
 MIXED = """
+from step1_transformer.solutions import beam_search, label_smoothing
 from step3_peripherals import solutions
 from step3_peripherals.solutions import encode_bpe, t5_buckets
 from step4_finetune_glue.solutions import layer_rates
+def scaled_dot_product(q, k, v, mask):
+    raise NotImplementedError
+def layer_norm(x, weight, bias, eps):
+    return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + eps).sqrt() * weight + bias
 def rope(x, base):
     return -solutions.rope(x, base)
 def encode_pair(first, second, cls_id, sep_id, max_seq_len):
@@ -54,15 +59,21 @@ def encode_pair(first, second, cls_id, sep_id, max_seq_len):
 
 
 def test_parity_judges_the_learners_blocks(tmp_path):
-    """Those of steps 3 and 4 in one run, as importing the libraries takes longest."""
+    """Those of all steps in one run, as importing the libraries takes longest."""
     mine = tmp_path / "my_drills.py"
     mine.write_text(MIXED)
-    files = [f"tests/parity/test_{name}_blocks.py" for name in ("peripheral", "glue")]
-    some = "encode_bpe or t5_buckets or layer_rates or rope or encode_pair or skew"
+    files = [f"tests/parity/test_{name}blocks.py" for name in ("", "peripheral_", "glue_")]
+    some = "beam_search or label_smoothing or scaled_dot_product or layer_norm or sinusoidal"
+    some += " or encode_bpe or t5_buckets or layer_rates or rope or encode_pair or skew"
     options = ("-rA", "-p", "no:cacheprovider", "--mine", mine, "-k", some)
     command = [sys.executable, "-m", "pytest", *files, *options]
     text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
     found = set(re.findall(r"^(PASSED|FAILED) .*::test_(\w+)", text, re.M))
-    passed = {("PASSED", name) for name in ("encode_bpe", "t5_buckets", "layer_rates")}
-    assert found == {*passed, ("FAILED", "rope")}, text
-    assert "encode_pair is not written yet" in text and "no skew in" in text
+    passed = ("beam_search", "label_smoothing", "encode_bpe", "t5_buckets", "layer_rates")
+    failed = ("layer_norm", "rope")
+    outcomes = {("PASSED", name) for name in passed} | {("FAILED", name) for name in failed}
+    assert found == outcomes, text
+    for name in ("scaled_dot_product", "encode_pair"):
+        assert f"{name} is not written yet" in text
+    for name in ("sinusoidal_positions", "skew"):
+        assert f"no {name} in" in text

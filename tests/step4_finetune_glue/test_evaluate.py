@@ -324,6 +324,7 @@ def test_a_part_of_a_task_is_marked_and_spoils_no_other_row():
     assert table.average(whole) == 40 and table.average(part) is None
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.filterwarnings("error")
 def test_a_table_without_an_average_has_no_such_column(tmp_path):
     one = glue_table.System("a", "measured", {"WNLI": {"accuracy": (50.0, None)}})

@@ -1,5 +1,6 @@
 """The tables of the notes are what the code gives on the data, and what the kept results say."""
 
+import functools
 import json
 import os
 import re
@@ -17,17 +18,23 @@ ROW = re.compile(r"^\| ([\w-]+?)(-m)?(?: \(pool\))?(?:, .*?)? \| (.+?) \| (.+?) 
 ROWS = {found[1]: (found[3], found[4]) for found in ROW.finditer(TABLE)}
 
 
+@pytest.fixture(scope="module")
+def read():
+    """Rows of a task's split, each file of which is read once."""
+    return functools.cache(lambda name, split: tasks.read(tasks.TASKS[name], split, "glue"))
+
+
 def test_every_task_with_training_rows_has_its_baselines():
     assert set(ROWS) == {name for name, task in tasks.TASKS.items() if task.train_rows}
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_baselines(name, monkeypatch):
+def test_baselines(name, read):
     task = tasks.TASKS[name]
     try:
         if name != "rt" and not os.environ.get("GYM_DATA"):
             raise UserError("only in the mirror")
-        train, dev = (tasks.read(task, split, "glue") for split in ("train", task.dev_splits[0]))
+        train, dev = (read(name, split) for split in ("train", task.dev_splits[0]))
     except UserError as error:
         pytest.skip(f"needs GYM_DATA: {error}")
     (scores,) = baselines.score(train, dev)
@@ -36,7 +43,7 @@ def test_baselines(name, monkeypatch):
         assert values == [pytest.approx(scores[kind][metric], abs=0.051) for metric in task.metrics]
 
 
-def test_the_numbers_of_rows_are_those_of_the_files():
+def test_the_numbers_of_rows_are_those_of_the_files(read):
     """Of the training sets as the tasks know them, and of the mirror's dev sets and pools."""
     text = NOTES.read_text()
     table = text.split("| train / dev / test rows |")[1].split("\n\n")[0]
@@ -50,7 +57,7 @@ def test_the_numbers_of_rows_are_those_of_the_files():
     for name, told in pools.items():
         try:
             splits = ("train", "dev") if name == "QQP" else ("train",)
-            n = sum(len(tasks.read(tasks.TASKS[name], split, "glue")) for split in splits)
+            n = sum(len(read(name, split)) for split in splits)
         except UserError as error:
             pytest.skip(f"needs GYM_DATA: {error}")
         assert f"{n:,}" == re.search(told, text)[1]
@@ -59,7 +66,7 @@ def test_the_numbers_of_rows_are_those_of_the_files():
             continue
         splits = tasks.TASKS[name].dev_splits
         there = tasks.found(tasks.TASKS[name], splits)
-        rows = {split: f"{len(tasks.read(tasks.TASKS[name], split, 'glue')):,}" for split in there}
+        rows = {split: f"{len(read(name, split)):,}" for split in there}
         told = dict(zip(splits, dev, strict=False))
         assert rows == {split: told[split] for split in there}, name
 
