@@ -9,6 +9,7 @@ from step0_pytorch_warmup import checks as step0_checks
 from step1_transformer import checks, drills, solutions
 from tests import drilling
 
+
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     torch.set_num_threads(1)
