@@ -164,10 +164,18 @@ def test_a_wrong_result_is_named_with_its_field(root, fields, complaint):
     assert str(error.value).startswith(f"{path}: ") and complaint in str(error.value)
 
 
-@pytest.mark.parametrize("text", ['{"step": ', "[]", '"text"', "\xff"])
-def test_malformed_json_is_one_line_and_exit_code_2(root, text):
+@pytest.mark.parametrize("text", ["[]", '"text"', "\xff"])
+def test_malformed_json_is_named(root, text):
     path = root / "notes" / "results" / "broken.json"
     path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError) as error:
+        report.main(report.Config(root=str(root)))
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_malformed_json_is_one_line_and_exit_code_2(root):
+    path = root / "notes" / "results" / "broken.json"
+    path.write_text('{"step": ')
     done = run(root)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert str(path) in done.stderr

@@ -159,9 +159,9 @@ def test_an_evaluation_is_told_where_the_data_is(trained, evaluated, tmp_path):
     shutil.copytree(trained / "seed0" / "model", tmp_path / "model")
     prepared = result(trained / "seed0")["prepared"]
     flags = ["--preset", "cpu", "--model", tmp_path / "model", "--data", prepared]
-    assert call(evaluate, *flags, "--out", tmp_path / "run") == 0
-    found = result(tmp_path / "run")["metrics"]["bleu"]
-    assert found == result(evaluated)["metrics"]["bleu"]
+    assert call(evaluate, *flags, "--sentences", 8, "--out", tmp_path / "run") == 0
+    found = result(tmp_path / "run")["metrics"]["perplexity"]  # which is of the whole split
+    assert found == result(evaluated)["metrics"]["perplexity"]
 
 
 # -- bad input -------------------------------------------------------------------------------
