@@ -102,9 +102,9 @@ def _preset(args: list[str], presets: Presets) -> dict[str, Any]:
     if name not in presets:
         raise UserError(f"unknown preset {name!r}; this script has: {', '.join(presets)}")
     chosen = {**presets[name], "preset": name}
-    budgets = ("max_steps", "max_minutes")  # a budget given by hand replaces the preset's
-    given = [b for b in budgets if any(a.split("=")[0] == f"--{b.replace('_', '-')}" for a in args)]
-    return {k: v for k, v in chosen.items() if not (given and k in budgets)}
+    # A budget given by hand replaces the preset's
+    given = any(a.split("=")[0] in ("--max-steps", "--max-minutes") for a in args)
+    return {k: v for k, v in chosen.items() if not (given and k in ("max_steps", "max_minutes"))}
 
 
 def default_preset(presets: Iterable[str]) -> str:
