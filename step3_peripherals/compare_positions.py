@@ -175,7 +175,7 @@ def trainings(config: Config, todo: list, budget: subruns.Slice) -> Iterator[lis
     """The commands of all trainings that are not finished."""
     same = {n: value for n in SAME if (value := getattr(config, n)) is not None}
     same |= dict(optimizer="muon", micro_batch_size=config.batch_size, preset="cpu")
-    same |= dict(eval_every=-(-config.max_steps // 3))
+    same |= dict(eval_every=config.max_steps)  # it is scored at all lengths afterwards
     for number, (name, folder, seed) in enumerate(todo, 1):
         if (folder / "result.json").exists():
             continue
