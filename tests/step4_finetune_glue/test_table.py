@@ -70,7 +70,7 @@ def test_systems_are_told_apart_and_baselines_stand_below(tmp_path):
         "minilm", "minilm, random weights", "majority", "bag of words", "DistilBERT base, cased",
     ]  # fmt: skip
     assert found["metrics"]["average_minilm"]["value"] == 60
-    assert found["seeds"] == [0, 1] and found["seconds"] > 0
+    assert found["seeds"] == [0, 1] and found["seconds"] < 6  # its own, not of the trainings
 
     recipe = "minilm, pretrained weights, mean pooling, learning-rate 0.001, precision {}, epochs 4"
     other = write(tmp_path / "recipe", "RTE", {"accuracy": 61.0} | base, recipe.format("fp32"))
