@@ -70,6 +70,23 @@ def adapted(pytestconfig):
     return block
 
 
+def pytest_generate_tests(metafunc):
+    """In a module that names the STEP of its drills, the solutions are judged too."""
+    if hasattr(metafunc.module, "STEP"):
+        whose = ["mine"] if metafunc.config.getoption("--mine") else ["ours", "solution"]
+        metafunc.parametrize("block", whose, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def block(request, adapted):
+    """`block(name)`: the block of a drill of the module's STEP, as `adapted` finds it, or the
+    solution's."""
+    step = request.module.STEP
+    if request.param == "solution":
+        return functools.partial(getattr, importlib.import_module(f"{step}.solutions"))
+    return functools.partial(adapted, step)
+
+
 def or_skip(function):
     @functools.wraps(function)
     def call(*arguments):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from common import cli
 
@@ -26,6 +27,21 @@ def call(script, *flags, config_class=None) -> int:
         sys.argv = before
         gc.collect()  # a run directory is free when its Run is gone
     return 0
+
+
+def in_this_process(script, noting=lambda out: None):
+    """In place of `subruns.call_all`: commands of the module `script`, one by one in the process of
+    the test, on one thread; `noting` is told the --out of each."""
+
+    def call_all(commands, at_once=1, quiet=False) -> None:
+        torch.set_num_threads(1)
+        for command in commands:
+            flags = command[2:]  # behind python and the script
+            noting(Path(flags[flags.index("--out") + 1]))
+            script.main(cli.parse(script.Config, script.PRESETS, flags))
+            gc.collect()  # a run directory is free when its Run is gone
+
+    return call_all
 
 
 @contextmanager

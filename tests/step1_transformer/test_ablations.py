@@ -1,6 +1,5 @@
 """ablations.py, its trainings in this process, on few and short sentences."""
 
-import gc
 import json
 import random
 import signal
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common import cli, runs, subruns
+from common import runs, subruns
 from step1_transformer import ablations, decoding, table3, train
 from step1_transformer.model import Transformer
 from tests import scripts
@@ -37,14 +36,8 @@ def trained(monkeypatch):
     """Trainings take place in this process; the directories that were trained, in order."""
     folders = []
 
-    def here(commands, at_once=1, quiet=False):
-        for command in commands:
-            flags = command[command.index("--out") :]
-            folders.append(str(Path(flags[1]).relative_to("run")))
-            train.main(cli.parse(train.Config, train.PRESETS, flags))
-            gc.collect()  # a run directory is free when its Run is gone
-
-    monkeypatch.setattr(subruns, "call_all", here)
+    noting = lambda out: folders.append(str(out.relative_to("run")))  # noqa: E731
+    monkeypatch.setattr(subruns, "call_all", scripts.in_this_process(train, noting))
     monkeypatch.setattr(runs.Run, "plot", lambda run: None)  # seconds each
     return folders
 

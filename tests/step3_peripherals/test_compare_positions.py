@@ -1,6 +1,5 @@
 """compare_positions.py and train_lm.py on a few short documents, trainings in this process."""
 
-import gc
 import json
 import math
 import random
@@ -11,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from common import cli, report, runs, subruns
+from common import report, runs, subruns
 from step3_peripherals import compare_positions, extrapolation, lm_objective, train_lm
 from step3_peripherals.language_model import LanguageModel
 from step3_peripherals.stream import Stream
-from tests.scripts import call
+from tests.scripts import call, in_this_process
 
 SMALL = ["--preset", "smoke", "--data", "corpus.jsonl", "--max-steps", 2, "--cache", "cache"]
 
@@ -40,14 +39,8 @@ def trained(monkeypatch):
     """Trainings take place in this process; the directories that were trained, in order."""
     folders = []
 
-    def here(commands, at_once=1, quiet=False):
-        for command in commands:
-            flags = command[command.index("--out") :]
-            folders.append(str(Path(flags[1]).relative_to("run")))
-            train_lm.main(cli.parse(train_lm.Config, train_lm.PRESETS, flags))
-            gc.collect()  # a run directory is free when its Run is gone
-
-    monkeypatch.setattr(subruns, "call_all", here)
+    noting = lambda out: folders.append(str(out.relative_to("run")))  # noqa: E731
+    monkeypatch.setattr(subruns, "call_all", in_this_process(train_lm, noting))
     return folders
 
 

@@ -1,6 +1,5 @@
 """The script from end to end, in this process, with a model of random weights."""
 
-import gc
 import json
 import random
 import shutil
@@ -9,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common import cli, data, engine, subruns
+from common import data, engine, subruns
 from common.cli import UserError
 from step3_peripherals import compare_sampling, stream, train_lm, trained
 from step3_peripherals.language_model import LanguageModel, LanguageModelConfig
+from tests import scripts
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +92,9 @@ def test_what_was_written_is_not_written_again(made, monkeypatch):
 
 
 def test_each_seed_trains_a_model_alike_and_more_can_join(made, tmp_path, monkeypatch):
-    def here(commands, **options):
-        for command in commands:
-            train_lm.main(cli.parse(train_lm.Config, train_lm.PRESETS, command[2:]))
-            gc.collect()  # a run directory is free when its Run is gone
-
     pace = iter((10.0, 5.0))  # seconds a step: measured again, it would give other steps
     monkeypatch.setattr(engine.Trainer, "_measure", lambda self, precision: next(pace))
-    monkeypatch.setattr(subruns, "call_all", here)
+    monkeypatch.setattr(subruns, "call_all", scripts.in_this_process(train_lm))
     settings = ("preset=smoke", "max-minutes=2", "vocab-size=270", "heldout-every=7")
     some = dict(preset="smoke", out=str(tmp_path / "run"), cache=str(made), settings=settings)
     some |= dict(strategies=("greedy",), texts=3, prompt_tokens=6, new_tokens=8)

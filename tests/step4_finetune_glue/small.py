@@ -1,6 +1,5 @@
 """Small things to fine-tune: a folder laid out like GLUE, and checkpoints of random weights."""
 
-import gc
 import importlib
 import json
 from pathlib import Path
@@ -8,10 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import cli
 from step2_bert.model import BertConfig, BertForPreTraining
 from step2_bert.tokenizer import train_wordpiece
-from step4_finetune_glue import finetune
 from tests import scripts
 
 TEXT = "the film law road man saw built good bad long red old new by with and but not a"
@@ -66,14 +63,6 @@ def run(script: str, *flags) -> int:
     module = importlib.import_module(f"step4_finetune_glue.{script}")
     config_class = vars(module).get("Config") or module.race.Config
     return scripts.call(module, *flags, config_class=config_class)
-
-
-def trainings_here(commands, at_once=1, quiet=False) -> None:
-    """In place of `subruns.call_all`: commands of finetune.py, one by one in this process."""
-    torch.set_num_threads(1)  # as one_thread_each gives to a process
-    for command in commands:
-        finetune.main(cli.parse(finetune.Config, finetune.PRESETS, command[2:]))
-        gc.collect()  # a run directory is free when its Run is gone
 
 
 def result(folder: Path) -> dict:

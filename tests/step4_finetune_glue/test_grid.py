@@ -4,7 +4,8 @@ import json
 import pytest
 
 from common import cli, runs, subruns
-from step4_finetune_glue import grid, spread
+from step4_finetune_glue import finetune, grid, spread
+from tests import scripts
 from tests.step4_finetune_glue import small
 
 pytestmark = pytest.mark.usefixtures("one_thread_each")
@@ -18,7 +19,7 @@ def test_a_grid_is_shown_whole_and_its_best_cell_trained_again(tmp_path, capfd, 
     flags += ["--batch-sizes", 8, "--learning-rates", 1e-3, 1e-2, "--precision", "fp32"]
     flags += ["--fresh-seeds", 1, "--out", tmp_path / "grid"]
     with monkeypatch.context() as patch:
-        patch.setattr(subruns, "call_all", small.trainings_here)
+        patch.setattr(subruns, "call_all", scripts.in_this_process(finetune))
         assert small.run("grid", *flags, "--parallel", 2) == 0
     out = capfd.readouterr().out
     assert out.splitlines()[-1] == f"result: {tmp_path}/grid/result.json"

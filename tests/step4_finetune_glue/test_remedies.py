@@ -1,7 +1,8 @@
 import pytest
 
 from common import report, subruns
-from step4_finetune_glue import remedy_table
+from step4_finetune_glue import finetune, remedy_table
+from tests import scripts
 from tests.step4_finetune_glue import small
 
 pytestmark = pytest.mark.usefixtures("one_thread_each")
@@ -15,7 +16,7 @@ def test_variants_differ_from_the_base_in_their_flag_alone(tmp_path, capfd, monk
     flags += ["--precision", "fp32", "--variants", "no_warmup", "--parallel", 2]
     out = tmp_path / "remedies"
     with monkeypatch.context() as patch:
-        patch.setattr(subruns, "call_all", small.trainings_here)
+        patch.setattr(subruns, "call_all", scripts.in_this_process(finetune))
         assert small.run("remedies", *flags, "--seeds", 1, "--out", out) == 0
     told = capfd.readouterr().out
     assert told.splitlines()[-1] == f"result: {out}/result.json"
