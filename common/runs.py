@@ -162,18 +162,15 @@ def plot_curves(
     runs: dict[str, list[dict[str, Any]]], path: Path, *, x: str = "tokens", title: str = ""
 ) -> None:
     """One panel for each quantity logged as `split/quantity`, one line for each run and split."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     names = {key for events in runs.values() for event in events for key in event if "/" in key}
     quantities = in_order({name.split("/", 1)[1] for name in names})
     if not quantities:
         return
-    size = dict(figsize=(4 * len(quantities), 3.4 + 0.15 * len(runs)), layout="tight")
-    figure, axes = plt.subplots(1, len(quantities), squeeze=False, **size)
+    figure = Figure((4 * len(quantities), 3.4 + 0.15 * len(runs)), layout="tight")
+    axes = figure.subplots(1, len(quantities), squeeze=False)
     for axis, quantity in zip(axes[0], quantities, strict=True):
         for key in sorted(name for name in names if name.endswith(f"/{quantity}")):
             split = key.split("/")[0]
@@ -190,7 +187,6 @@ def plot_curves(
         axis.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.22))
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def in_order(quantities: Iterable[str]) -> list[str]:

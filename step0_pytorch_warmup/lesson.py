@@ -36,14 +36,12 @@ def panels(
     path: Path, *titles: str, width: float = 4.2, height: float = 3.4, rows: int = 1
 ) -> Iterator[Any]:
     """Axes in rows, one for each title; inches each. The figure is saved to `path`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     columns = len(titles) // rows
     size = (width * columns, height * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    figure = Figure(figsize=size)
+    axes = figure.subplots(rows, columns, squeeze=False)
     axes = list(axes.flat)
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=10)
@@ -54,7 +52,6 @@ def panels(
             axis.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
     print(f"\nfigure: {path}")
 
 

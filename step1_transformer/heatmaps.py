@@ -55,10 +55,7 @@ def draw(
     weights: Tensor, rows: Sequence[str], columns: Sequence[str], path: Path, title: str
 ) -> Path:
     """One panel a head of weights (h, T, S), with the T `rows` and S `columns` named; a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     h, T, S = weights.shape
     across = min(h, 4)
@@ -67,9 +64,8 @@ def draw(
     margins = [0.07 * max(map(len, side)) + 0.1 for side in names]  # inches, at this font size
     size = (across * (0.2 * S + 0.1) + margins[0] + 0.8, down * (0.2 * T + margins[1] + 0.3) + 0.3)
     size = (max(size[0], 6.5), max(size[1], 2.8))  # room for the title and the colour bar's label
-    figure, axes = plt.subplots(
-        down, across, figsize=size, squeeze=False, sharey=True, layout="constrained"
-    )
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False, sharey=True)
     for axis in axes.flat[h:]:
         axis.set_axis_off()
     for number, (axis, head) in enumerate(zip(axes.flat, weights, strict=False), 1):
@@ -81,7 +77,6 @@ def draw(
     figure.colorbar(image, ax=axes, label="weight (a row adds up to 1)", shrink=0.6, aspect=30)
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=130)
-    plt.close(figure)
     return path
 
 

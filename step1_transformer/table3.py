@@ -73,13 +73,11 @@ def table(metrics: dict, differences: dict, paper: dict, split: str) -> str:
 def plot(metrics: dict, paper: dict, path: Path) -> None:
     """One panel a score on test: a dot with its sd for each variant, and where the paper's
     difference to the base would put it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     names = list(metrics)
-    figure, axes = plt.subplots(1, len(SCORES), figsize=(4 * len(SCORES), 3.4), sharey=True)
+    figure = Figure(figsize=(4 * len(SCORES), 3.4))
+    axes = figure.subplots(1, len(SCORES), sharey=True)
     for axis, score in zip(axes, SCORES, strict=True):
         entries = [metrics[name][score] for name in names]
         values, sds = [e["value"] for e in entries], [e["sd"] or 0 for e in entries]
@@ -100,4 +98,3 @@ def plot(metrics: dict, paper: dict, path: Path) -> None:
     figure.legend(*axes[-1].get_legend_handles_labels(), fontsize=8, loc="lower center", ncols=2)
     figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(path, dpi=110)
-    plt.close(figure)

@@ -150,12 +150,10 @@ def start(script: str, folder: Path, budget: subruns.Slice, **settings) -> dict:
 
 def plot(results: dict, names: list[str], path: Path) -> None:
     """One panel for each of `names`: the score against the share of the data."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.4), squeeze=False)
+    figure = Figure(figsize=(4.2 * len(names), 3.4))
+    axes = figure.subplots(1, len(names), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         for equal in ("steps", "epochs"):
             found = {s: f["metrics"][name] for (e, s), f in sorted(results.items()) if e == equal}
@@ -167,7 +165,6 @@ def plot(results: dict, names: list[str], path: Path) -> None:
         axis.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -144,13 +144,12 @@ def show(texts: dict[str, np.ndarray], tokenizer, n_prompt: int, path: Path, n: 
 
 def plot(losses: dict[str, np.ndarray], found: dict[str, dict[str, float]], path: Path) -> None:
     """-log p from token to token, as in Holtzman et al.'s figure 2, and each against human text."""
-    import matplotlib
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (along, *others) = plt.subplots(1, 3, figsize=(15, 5))
-    colours = dict(zip(found, ["black", *plt.get_cmap("tab10").colors], strict=False))
+    figure = Figure(figsize=(15, 5))
+    along, *others = figure.subplots(1, 3)
+    colours = dict(zip(found, ["black", *colormaps["tab10"].colors], strict=False))
     for name, each in losses.items():
         smooth = np.convolve(each.mean(0), np.ones(4) / 4, mode="valid")
         style = dict(color=colours[name], linewidth=2.5 if name == HUMAN else 1.2, label=name)
@@ -169,4 +168,3 @@ def plot(losses: dict[str, np.ndarray], found: dict[str, dict[str, float]], path
     figure.legend(loc="lower center", ncols=len(found), fontsize=9, frameon=False)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(path, dpi=110)
-    plt.close(figure)

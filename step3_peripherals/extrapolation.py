@@ -106,10 +106,7 @@ def plot(
 ) -> None:
     """Perplexity against length, ours; the same as multiples, ours and the paper's; and the loss
     of training, a line the mean of a scheme's runs (`curves`: the events of each)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
     from matplotlib.ticker import (
         EngFormatter,
         LogLocator,
@@ -118,7 +115,8 @@ def plot(
         ScalarFormatter,
     )
 
-    figure, (ours, multiples, training) = plt.subplots(1, 3, figsize=(14, 4.2))
+    figure = Figure(figsize=(14, 4.2))
+    ours, multiples, training = figure.subplots(1, 3)
     colors = {name: f"C{i}" for i, name in enumerate(SCHEMES)}  # the paper's are among them
     for name, scores in perplexity.items():
         lengths, entries = list(scores), list(scores.values())
@@ -160,4 +158,3 @@ def plot(
         axis.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)

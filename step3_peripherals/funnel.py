@@ -247,13 +247,11 @@ def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float, float
 
 def draw(table: list[dict], alike: np.ndarray, found: np.ndarray, minhash: MinHash, path: Path):
     """Left the documents before each filter and what it drops, right the S-curve of MinHash."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=(3, 2))
+    figure = Figure(figsize=(11, 4))
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     names = [row["filter"] for row in table] + ["kept"]
     kept = [row["documents"] - row["dropped"] for row in table]
     dropped = [row["dropped"] for row in table]
@@ -285,4 +283,3 @@ def draw(table: list[dict], alike: np.ndarray, found: np.ndarray, minhash: MinHa
     right.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)

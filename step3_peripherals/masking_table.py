@@ -75,17 +75,15 @@ def target(differences: Entries) -> str:
 def plot(metrics: Entries, differences: Entries, paper: dict[str, float], path: Path) -> None:
     """MLM loss above and downstream accuracy below, against the rate; and how far mixes and schemes
     are from the base."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     shown = [score for score in ("blank_loss", "accuracy") if score in metrics[BASE]]
     bars = {"[MASK]/same/random": MIXES[1:], "what is masked together": SCHEMES[1:]}
     bars = {of: [n for n in names if n in metrics] for of, names in bars.items()}
     bars = {of: names for of, names in bars.items() if names}
     size = (5 * (1 + len(bars)), 3.3 * len(shown))
-    figure, axes = plt.subplots(len(shown), 1 + len(bars), figsize=size, squeeze=False)
+    figure = Figure(figsize=size)
+    axes = figure.subplots(len(shown), 1 + len(bars), squeeze=False)
     n = metrics[BASE]["blank_loss"]["n"]
     for row, score in zip(axes, shown, strict=True):
         title, unit, _ = SCORES[score]
@@ -121,7 +119,6 @@ def plot(metrics: Entries, differences: Entries, paper: dict[str, float], path: 
             axis.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _line(axis, metrics: Entries, names: list[str], score: str, label: str) -> None:

@@ -83,14 +83,12 @@ def plot(
 ) -> None:
     """One panel a score: a dot with its sd for each variant; in that of the downstream accuracy,
     where the paper's difference to the base would put it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     scores = [score for score in kinds if any(score in entries for entries in metrics.values())]
     size = (2 + 2.6 * len(scores), 1.2 + 0.35 * len(metrics))
-    figure, axes = plt.subplots(1, len(scores), figsize=size, sharey=True, squeeze=False)
+    figure = Figure(figsize=size)
+    axes = figure.subplots(1, len(scores), sharey=True, squeeze=False)
     places = {name: place for place, name in enumerate(metrics)}
     for axis, score in zip(axes[0], scores, strict=True):
         shown = {name: entries[score] for name, entries in metrics.items() if score in entries}
@@ -113,4 +111,3 @@ def plot(
     axes[0, 0].invert_yaxis()
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)

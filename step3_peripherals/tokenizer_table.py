@@ -113,14 +113,12 @@ def target(facts: Facts, gain: float) -> tuple[str, bool]:
 def plot(facts: Facts, trained: Scores, sampled: Scores, title: str, path: Path) -> None:
     """Bytes a token and bits a byte against the size of the vocabulary, speeds as bars, and what
     sampling does."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, FixedLocator, MaxNLocator, NullLocator
 
     facts = measured(facts)
-    figure, (length, bits, speed, draws) = plt.subplots(1, 4, figsize=(17, 4.2))
+    figure = Figure(figsize=(17, 4.2))
+    length, bits, speed, draws = figure.subplots(1, 4)
     names = list(dict.fromkeys(name for name, _ in facts))
     for i, name in enumerate(names):
         style = dict(label=name, color=f"C{i}", marker="o", markersize=4)
@@ -161,4 +159,3 @@ def plot(facts: Facts, trained: Scores, sampled: Scores, title: str, path: Path)
     figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)

@@ -141,12 +141,10 @@ def _summary(turns: list[dict], baseline: list[dict], first: str) -> dict[str, d
 
 def _plot(rows: dict[str, dict], first: str, title: str, run: runs.Run) -> None:
     """curves.png: seconds an epoch and the score, a bar a system."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4))
+    figure = Figure(figsize=(8, 3.4))
+    axes = figure.subplots(1, 2)
     for axis, kind, label in zip(
         axes, ("seconds", "score"), ("seconds an epoch", f"dev {first}, %"), strict=True
     ):
@@ -158,7 +156,6 @@ def _plot(rows: dict[str, dict], first: str, title: str, run: runs.Run) -> None:
     figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(run.path / "curves.png", dpi=110)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

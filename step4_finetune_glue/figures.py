@@ -14,19 +14,16 @@ LINES = {"majority": ":", "bag_of_words": "--", RANDOM: "-."}
 
 def draw(path: Path, title: str, scored: Scored, baselines: dict[str, dict[str, float]]) -> None:
     """Three panels in one PNG."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), width_ratios=(1.1, 1.2, 2.4))
+    figure = Figure(figsize=(13, 3.8))
+    axes = figure.subplots(1, 3, width_ratios=(1.1, 1.2, 2.4))
     _seeds(axes[0], scored, baselines)
     _scatter(axes[1], scored) if scored.rows.task.kind == "regression" else _matrix(axes[1], scored)
     _errors(axes[2], scored)
     figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def errors_text(scored: Scored, n: int) -> str:

@@ -152,10 +152,9 @@ class Table:
 
     def draw(self, path: Path) -> None:
         """As a picture, each column shaded from its lowest score to its highest."""
-        import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
+        from matplotlib import colormaps
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Rectangle
 
         lines, shades = self.grid(), self._shades()
         widths = [
@@ -165,7 +164,8 @@ class Table:
         x = np.concatenate([[0], np.cumsum(widths)])
         heights = [1 + 0.8 * any("\n" in text for text in line) for line in lines]
         y = -np.concatenate([[0], np.cumsum(heights)])
-        figure, axis = plt.subplots(figsize=(x[-1] * 0.085, 0.27 * (2 - y[-1])))
+        figure = Figure(figsize=(x[-1] * 0.085, 0.27 * (2 - y[-1])))
+        axis = figure.subplots()
         before = ""
         for row, system in enumerate([None, None, *self.systems]):
             kind = system.kind if system else ""
@@ -176,8 +176,8 @@ class Table:
                 shade = shades[row - 2, column - 1] if system and column else np.nan
                 if np.isfinite(shade):
                     box = (x[column], y[row + 1]), widths[column], heights[row]
-                    colour = plt.get_cmap("YlGn")(0.05 + 0.5 * shade)
-                    axis.add_patch(plt.Rectangle(*box, color=colour, linewidth=0))
+                    colour = colormaps["YlGn"](0.05 + 0.5 * shade)
+                    axis.add_patch(Rectangle(*box, color=colour, linewidth=0))
                 place, align = (x[column + 1] - 1, "right") if column else (0.5, "left")
                 style = {"color": "gray" if row == 1 else "black", "weight": weight, "fontsize": 8}
                 axis.text(place, (y[row] + y[row + 1]) / 2, text, ha=align, va="center", **style)
@@ -185,7 +185,6 @@ class Table:
         axis.set(xlim=(0, x[-1]), ylim=(y[-1] - 2, 0))
         axis.axis("off")
         figure.savefig(path, dpi=130, bbox_inches="tight", facecolor="white")
-        plt.close(figure)
 
     def _shades(self) -> np.ndarray:
         """0 to 1, (systems, tasks + average); NaN where there is no score."""

@@ -80,12 +80,10 @@ def _apart(entry: dict | None) -> str:
 
 def plot(found: Found, score: str, title: str, path: Path) -> None:
     """A column a variant: its seeds, each a point, and their mean beside the base's."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(1.5 + 1.05 * len(found), 4))
+    figure = Figure(figsize=(1.5 + 1.05 * len(found), 4))
+    axis = figure.subplots()
     for x, results in enumerate(found.values()):
         values = _values(results, score)
         for shift, (one, value) in enumerate(zip(results, values, strict=True)):
@@ -101,4 +99,3 @@ def plot(found: Found, score: str, title: str, path: Path) -> None:
     axis.grid(alpha=0.3, axis="y")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)

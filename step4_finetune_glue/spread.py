@@ -33,13 +33,11 @@ def plot(
     folder: Path,
 ) -> None:
     """curves.png: the heat map, and beside it all cells with the best one's `fresh` scores."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     cells = np.array([[scores[size, rate] for rate in rates] for size in batch_sizes])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), width_ratios=(3, 2))
+    figure = Figure(figsize=(9, 4))
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     middle = (cells.min() + cells.max()) / 2
     left.imshow(cells, aspect="auto", cmap="viridis")
     for (row, column), value in np.ndenumerate(cells):
@@ -60,4 +58,3 @@ def plot(
     figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(folder / "curves.png", dpi=110)
-    plt.close(figure)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from common import report, runs, subruns
 from step3_peripherals import compare_positions, extrapolation, lm_objective, train_lm
@@ -199,17 +200,14 @@ def test_the_papers_numbers_are_the_rows_that_are_curated(tmp_path, monkeypatch)
 
 
 def test_every_scheme_has_its_colour_whatever_is_compared(tmp_path, monkeypatch):
-    import matplotlib.pyplot as plt
-
-    monkeypatch.setattr(plt, "close", lambda figure: None)
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: drawn.append(figure))
     ours = {"alibi": {n: runs.metric(v) for n, v in ((8, 20.0), (16, 21.0))}}
     paper = {(name, 8): {8: 20.0, 16: 21.0} for name in ("sinusoidal", "rope", "t5", "alibi")}
     curve = [{"event": "train", "tokens": n, "train/token_loss": 1.0} for n in (8, 16)]
     extrapolation.plot(ours, paper, {"alibi": [curve]}, 8, tmp_path / "curves.png")
-    monkeypatch.undo()
-    lines = plt.gcf().axes[1].get_legend().get_lines()
+    lines = drawn[0].axes[1].get_legend().get_lines()
     assert [len(lines), len({line.get_color() for line in lines})] == [5, 4]
-    plt.close("all")
 
 
 def test_growth_and_spread():
