@@ -175,10 +175,12 @@ def plot_curves(
         for key in sorted(name for name in names if name.endswith(f"/{quantity}")):
             split = key.split("/")[0]
             style = {"alpha": 0.6, "linewidth": 1} if split == "train" else {"marker": "o"}
-            for label, events in runs.items():
+            for i, (label, events) in enumerate(runs.items()):
                 if points := [(event[x], event[key]) for event in events if key in event]:
                     line = "-" if points[2:] or split == "train" else ""  # two are no curve
                     named = dict(label=f"{label} {split}".strip(), markersize=3, linestyle=line)
+                    if len(runs) > 1:  # a run has one colour in all panels
+                        named["color"] = f"C{i % 10}"
                     axis.plot(*zip(*points, strict=True), **named, **style)
         axis.set(title=words(quantity), xlabel=x)
         axis.xaxis.set_major_formatter(EngFormatter(sep=" "))

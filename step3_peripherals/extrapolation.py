@@ -149,12 +149,16 @@ def plot(
             side.set_minor_formatter(NullFormatter())
     ours.axvline(trained, color="grey", linewidth=0.8, linestyle="--")
     ours.set(title="held-out perplexity", xlabel=f"tokens in a row (trained at {trained})")
-    multiples.set(title="as a multiple of that as trained", xlabel="multiples of trained length")
+    multiples.set(
+        title="perplexity, as a multiple of that at the trained length",
+        xlabel="multiples of trained length",
+    )
     training.set(title="training loss (nats a token)", xlabel="tokens")
     training.xaxis.set_major_locator(MaxNLocator(5))
     training.xaxis.set_major_formatter(EngFormatter(sep=" "))
     for axis in (ours, multiples, training):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
+    ours.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4)
     figure.tight_layout()
     figure.savefig(path, dpi=110)

@@ -98,6 +98,7 @@ def plot(metrics: Entries, differences: Entries, paper: dict[str, float], path: 
                 told = "15 % + paper's difference on MNLI"
                 row[0].plot(points.keys(), points.values(), "d", mfc="none", label=told)
         row[0].set(title=f"{title} ({unit})", xlabel="masking rate in training (%)")
+        row[0].margins(y=0.25)
         row[0].legend(fontsize=8)
         for axis, (of, names) in zip(row[1:], bars.items(), strict=True):
             entries = [differences[name][score] for name in names]
@@ -114,7 +115,7 @@ def plot(metrics: Entries, differences: Entries, paper: dict[str, float], path: 
                 axis.plot(places, [paper[name] for name in told], "d", **style)
                 axis.legend(fontsize=8)
             axis.axhline(0, color="grey", linewidth=0.8)
-            axis.set(title=f"{title}, less the base's ({unit})", xlabel=of)
+            axis.set(title=f"{title},\nless that of {title_of(BASE)} ({unit})", xlabel=of)
         for axis in row:
             axis.grid(alpha=0.3)
     figure.tight_layout()

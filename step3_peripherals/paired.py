@@ -103,7 +103,7 @@ def plot(
             told = {name: start + apart for name, apart in paper.items() if name in places}
             style = dict(mfc="none", label="base + paper's difference on MNLI")
             axis.plot(told.values(), [places[name] for name in told], "d", **style)
-            axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+            axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.25))
         title, unit, _ = kinds[score]
         axis.set(title=title, xlabel=unit)
         axis.grid(alpha=0.3)

@@ -114,7 +114,7 @@ def plot(facts: Facts, trained: Scores, sampled: Scores, title: str, path: Path)
     """Bytes a token and bits a byte against the size of the vocabulary, speeds as bars, and what
     sampling does."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, FixedLocator, MaxNLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     facts = measured(facts)
     figure = Figure(figsize=(17, 4.2))
@@ -135,15 +135,16 @@ def plot(facts: Facts, trained: Scores, sampled: Scores, title: str, path: Path)
             bars = speed.bar(i + 0.4 * j, largest[whose], 0.38, **bar)
             speed.bar_label(bars, fmt="%.1f", fontsize=7)
     all_sizes = sorted({size for _, size in facts})
+    binary = FuncFormatter(lambda n, _: f"{n / 1024:.0f} k" if n >= 1024 else f"{n:.0f}")
     for axis in (length, bits):
         axis.set(xscale="log", xlabel="size of the vocabulary")
         axis.xaxis.set_major_locator(FixedLocator(all_sizes))
         axis.xaxis.set_minor_locator(NullLocator())
-        axis.xaxis.set_major_formatter(EngFormatter(sep=" ", places=0))
+        axis.xaxis.set_major_formatter(binary)
         axis.legend(fontsize=8)
     length.set(title="bytes a token")
     bits.set(title="bits a byte at equal FLOPs (lower is better)")
-    speed.set(title="MB/s at the largest size: ours, library's (hatched)", yscale="log")
+    speed.set(title="MB/s at own largest size (library's hatched)", yscale="log")
     speed.set_xticks([i + 0.2 for i in range(len(names))], names)
     for y, ((name, _), scores) in enumerate(sampled.items()):
         entry = _bits(scores)

@@ -259,7 +259,7 @@ def losses(
     Its uses, f(x) of all F, are then taken by the pieces y_1 ... y_k of its own likeliest
     segmentation, each of which is used f(x) times more:
 
-        loss = f(x) (log f(x)/F - sum over j of log (f(y_j) + f(x)) / (F + (k-1) f(x)))
+        loss = f(x) (log [f(x) / F] - sum over j of log [(f(y_j) + f(x)) / (F + (k - 1) f(x))])
     """
     f = lattice.viterbi_counts(scores, frequency)
     total = f.sum()
