@@ -7,11 +7,15 @@ are started again; on a cluster, the run directory must be on a disk that all ma
 import contextlib
 import importlib
 import io
-import os
+import multiprocessing
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from copy import deepcopy
 from pathlib import Path
 
 import loguru
@@ -26,6 +30,31 @@ LOGS = "stages"
 
 class Local(LocalPipelineExecutor):
     """Quiet (each task has its log in stages/<stage>/logs), and gone when its parent is killed."""
+
+    def run(self) -> None:
+        """Run the tasks that are not complete, each in one of `workers` processes.
+
+        Raises UserError when such a process is killed; datatrove's own pool would replace it and
+        wait for its task for ever.
+        """
+        self.save_executor_as_json()
+        ranks = self.get_incomplete_ranks()
+        if self.workers == 1:
+            for rank in ranks:
+                deepcopy(self)._run_for_rank(rank)  # blocks count, and must begin at 0
+            return
+        context = multiprocessing.get_context("forkserver")
+        with ProcessPoolExecutor(self.workers, context) as pool:
+            try:
+                for task in as_completed([pool.submit(self._run_for_rank, rank) for rank in ranks]):
+                    task.result()
+            except BrokenProcessPool:
+                logs = f"{self.logging_dir.path}/logs"
+                told = f"the process of a task was killed (out of memory?), see {logs}"
+                raise UserError(f"{told}; go on with --resume, and with fewer --workers") from None
+            finally:
+                for process in multiprocessing.active_children():  # after an error or Ctrl-C
+                    process.terminate()
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1):
         if self.workers > 1:  # this is a process of its own
@@ -44,8 +73,6 @@ def die_with_parent() -> None:
 def run_local(stages: Sequence[Stage], out: Path, workers: int, done=lambda stage: None) -> None:
     """Run one stage after the other, in up to `workers` processes; `done` is called after each."""
     loguru.logger.remove()
-    # datatrove's manager process is a fork, which would outlive a killed parent
-    os.register_at_fork(after_in_child=die_with_parent)
     for stage in stages:
         executor = Local(
             stage.blocks,
@@ -62,7 +89,7 @@ def launch_slurm(stages: Sequence[Stage], out: Path, workers: int, **options) ->
     """Submit a job array for each stage, which waits for the one before; False: all was done.
 
     `options` are those of SlurmPipelineExecutor: partition, time, mem_per_cpu_gb, ...
-    Raises UserError where there is no sbatch.
+    Raises UserError where there is no sbatch, or when it refuses a job.
     """
     last = None
     for stage in stages:
@@ -80,7 +107,11 @@ def launch_slurm(stages: Sequence[Stage], out: Path, workers: int, **options) ->
         return False
     if shutil.which("sbatch") is None:
         raise UserError("no sbatch here: --executor slurm runs on a machine that submits to Slurm")
-    last.run()
+    try:
+        last.run()
+    except subprocess.CalledProcessError as error:
+        told = f"sbatch refused a job (exit code {error.returncode}) and says above why"
+        raise UserError(f"{told}; see --slurm-partition and --slurm-time") from None
     return True
 
 

@@ -68,10 +68,11 @@ class CausalAttention(MultiHeadAttention):
             return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
         bias = q.new_zeros(T, T) if added is None else added
         bias = bias.masked_fill(~causal(T, q.device), -math.inf)
-        if fused:
-            return F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), p)
+        if fused:  # on CPU, a bias of three dimensions would get the slowest kernel
+            bias = bias.to(q.dtype).reshape(-1, *bias.shape[-3:])
+            return F.scaled_dot_product_attention(q, k, v, bias, p)
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]) + bias  # (B, h, T, T)
-        weights = drop(scores.softmax(-1), p)
+        weights = drop(scores.softmax(-1), p).to(v.dtype)
         heads = weights @ v
         added = positions.values(weights)
         return heads if added is None else heads + added

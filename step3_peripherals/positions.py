@@ -53,7 +53,7 @@ class Sinusoidal(NoPositions):
     (Vaswani et al. 2017, arXiv:1706.03762, section 3.5)."""
 
     def embed(self, x: Tensor) -> Tensor:
-        return x + _sinusoids(x.shape[1], self.d_model, x.device)
+        return x + _sinusoids(x.shape[1], self.d_model, x.device).to(x.dtype)
 
 
 class Learned(NoPositions):

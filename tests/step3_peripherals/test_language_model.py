@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from common import batching
 from common.cli import UserError
@@ -47,6 +48,22 @@ def test_both_ways_to_attend_are_one(positions):
         loss = model(x, x.roll(-1, 1)).loss
         found.append((loss, torch.autograd.grad(loss, list(model.parameters()))))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("positions", ["alibi", "t5"])
+def test_what_is_added_to_scores_keeps_the_fast_kernel(positions):
+    model = build(positions, attention="fused")
+    with torch.no_grad(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        model(ids())  # RuntimeError: no available kernel
+
+
+@pytest.mark.parametrize("kind", ["explicit", "fused"])
+@pytest.mark.parametrize("positions", SCHEMES)
+def test_a_model_of_half_precision(positions, kind):
+    model = build(positions, attention=kind)
+    whole, half = model(ids()), model.to(torch.bfloat16)(ids())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), whole, rtol=0.05, atol=0.15)
 
 
 @pytest.mark.parametrize("positions", sorted(set(SCHEMES) - {"none"}))

@@ -415,6 +415,23 @@ def test_killed_and_resumed_it_ends_the_same(reviews, tmp_path, capsys):
         pipeline.main(replace(usual, tasks=3, resume=True))
 
 
+class Killed:
+    """A block whose process the second task kills, as a system does that is out of memory."""
+
+    def __call__(self, documents, rank, world_size):
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.timeout(120)
+def test_a_task_that_is_killed_ends_the_run_in_one_line(tmp_path, capfd):
+    stage = blocks.Stage("1-read", 4, [Killed()])
+    with pytest.raises(UserError, match="out of memory.*1-read/logs; go on with --resume"):
+        executors.run_local([stage], tmp_path, workers=2)
+    assert "Traceback" not in capfd.readouterr().err
+    assert not (tmp_path / "stages" / "1-read" / "completions" / "00001").exists()
+
+
 CLUSTER = {
     "sbatch": """#!{python}
 import os, re, subprocess, sys
@@ -454,6 +471,11 @@ def test_slurm_runs_the_same_blocks(reviews, tmp_path, monkeypatch):
     assert "--partition=fast" in log and "--time=1:00:00" in log
     assert log.count("RUN_OFFSET=0 --dependency=afterok:") == len(found) - 1
     assert not executors.launch_slurm(found, tmp_path / "slurm", 2, **limits)
+    (tools / "sbatch").write_text("#!/bin/bash\necho invalid partition >&2\nexit 3\n")
+    with pytest.raises(UserError, match=r"exit code 3.*--slurm-partition"):
+        executors.launch_slurm(
+            stages(reviews / "a.txt", tmp_path / "no", **options), tmp_path / "no", 2, **limits
+        )
 
 
 RAY = '''
