@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import io
 import multiprocessing
+import os
 import shutil
 import signal
 import subprocess
@@ -17,12 +18,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
 from pathlib import Path
+from threading import Thread
 
 import loguru
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 
 from common.cli import UserError
-from common.subruns import LIBC, PR_SET_PDEATHSIG
 from step3_peripherals.blocks import Stage
 
 LOGS = "stages"
@@ -44,30 +45,33 @@ class Local(LocalPipelineExecutor):
                 deepcopy(self)._run_for_rank(rank)  # blocks count, and must begin at 0
             return
         context = multiprocessing.get_context("forkserver")
-        with ProcessPoolExecutor(self.workers, context) as pool:
+        with ProcessPoolExecutor(self.workers, context, initializer=_begin) as pool:
             try:
                 for task in as_completed([pool.submit(self._run_for_rank, rank) for rank in ranks]):
                     task.result()
-            except BrokenProcessPool:
+            except BaseException as error:  # a task's, or Ctrl-C
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                if not isinstance(error, BrokenProcessPool):
+                    raise
                 logs = f"{self.logging_dir.path}/logs"
                 told = f"the process of a task was killed (out of memory?), see {logs}"
                 raise UserError(f"{told}; go on with --resume, and with fewer --workers") from None
-            finally:
-                for process in multiprocessing.active_children():  # after an error or Ctrl-C
-                    process.terminate()
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1):
-        if self.workers > 1:  # this is a process of its own
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
-            die_with_parent()
         with contextlib.redirect_stderr(io.StringIO()):
             return super()._run_for_rank(rank, local_rank, node_rank)
 
 
-def die_with_parent() -> None:
-    """Have Linux kill this process (SIGKILL) when its parent ends; no effect elsewhere."""
-    if sys.platform == "linux":
-        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def _begin() -> None:
+    """A worker ends with its parent, even a killed one, and leaves Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def run_local(stages: Sequence[Stage], out: Path, workers: int, done=lambda stage: None) -> None:
