@@ -87,7 +87,7 @@ def resolve(name: str, split: str | None = None) -> Source:
     """
     if split is not None and split not in SPLITS:
         raise UserError(f"unknown split {split!r}; splits are: {', '.join(SPLITS)}")
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # Path's own raises for an unknown user
     mirror = Path(os.environ.get("GYM_DATA") or "/nowhere") / name
     if name and path.exists():
         return _from_files(name, "path", path, split)

@@ -170,9 +170,13 @@ def accelerator(config: cli.RunConfig):
 def train(model: nn.Module, **parts: Any) -> State:
     """Train `model` in place and return the final state; `parts` are the fields of `Trainer`.
 
-    Raises UserError on divergence or a full disk, `cli.Interrupted` after a signal was obeyed.
+    Raises `Diverged`, UserError on a full disk, `cli.Interrupted` after a signal was obeyed.
     """
     return Trainer(model, **parts).train()
+
+
+class Diverged(UserError):
+    """A loss that rose and rose, or is no number."""
 
 
 @dataclass
@@ -218,6 +222,9 @@ class Trainer:
         self.plain = model
         if config.tracker != "none":
             settings = {name: str(value) for name, value in cli.as_dict(config).items()}
+            for tracker in accelerator.trackers:  # of the seed before
+                tracker.finish()
+            accelerator.trackers = []
             accelerator.init_trackers(self.run.path.name, settings)
         if checkpoint:
             model.load_state_dict(type(model).load(checkpoint).state_dict())
@@ -287,7 +294,8 @@ class Trainer:
                 last = state.step == state.total_steps
                 if state.step % config.log_every == 0 or last or state.step == 1:
                     now = time.monotonic()
-                    means = self._means()
+                    means = self._means()  # which waits for the device
+                    state.seconds = before + time.monotonic() - started
                     norm, loss = float(self.grad_norm), _loss(means)
                     rate = (state.tokens - tokens_at_log) / max(1e-9, now - time_at_log)
                     lr = share(state.step - 1) * config.learning_rate
@@ -477,7 +485,7 @@ class Trainer:
             say(text)
 
     def _diverged(self, loss: float) -> None:
-        raise UserError(
+        raise Diverged(
             f"training diverged at step {self.state.step} (loss {loss:.3g}, gradient norm "
             f"{float(self.grad_norm):.3g}); the last good checkpoint is "
             f"{self._newest_checkpoint()}; try a lower --learning-rate or a longer --warmup-ratio"

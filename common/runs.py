@@ -230,7 +230,7 @@ def commit() -> str | None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write beside, then rename: a reader sees the old file or the new one, never half of it."""
-    beside = path.with_name(f".{path.name}.new")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         beside.write_bytes(content)
         sync(beside)

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from common import cli, runs
 from common.cli import UserError
 
@@ -50,7 +52,7 @@ def call(script: Path, *flags, quiet: bool = False, **options) -> None:
 
 
 def call_all(commands: Iterable[list[str]], at_once: int = 1, quiet: bool = False) -> None:
-    """Run scripts to their end, `at_once` at a time; several share the cores among them.
+    """Run scripts to their end, `at_once` at a time; several share the cores and GPUs among them.
 
     A command is taken from `commands` when there is room for it, so that an iterator can say what
     is started, and what is left of a slice. `quiet` keeps back what the scripts print.
@@ -59,10 +61,11 @@ def call_all(commands: Iterable[list[str]], at_once: int = 1, quiet: bool = Fals
     it does when its slice is over. Raises UserError when one fails; the others are told to save.
     One that was not quiet, and so has told what input is bad, ends this process with its exit code.
     """
-    received, stopped, name, running = [], [], "", {}  # process: where its complaints go
-    environment = dict(os.environ)
+    received, stopped, name, running = [], [], "", {}  # process: complaints, GPU
+    environment, devices = dict(os.environ), []
     if at_once > 1:
         environment["OMP_NUM_THREADS"] = str(max(1, runs.hardware()["cores"] // at_once))
+        devices = gpus()
 
     def hand_on(signum, frame):
         received.append(signum)
@@ -77,14 +80,18 @@ def call_all(commands: Iterable[list[str]], at_once: int = 1, quiet: bool = Fals
                 if (command := next(commands, None)) is None:
                     break
                 complaints = tempfile.TemporaryFile() if quiet else None  # noqa: SIM115
+                if devices:  # that on which the fewest run
+                    taken = [device for _, device in running.values()]
+                    environment["CUDA_VISIBLE_DEVICES"] = min(devices, key=taken.count)
                 process = _start(command, environment, complaints)
-                running[process], name = complaints, _script(process)
+                running[process] = complaints, environment.get("CUDA_VISIBLE_DEVICES")
+                name = _script(process)
                 for signum in received:  # what came while it was starting
                     process.send_signal(signum)
             if not running:
                 break
             for process in [process for process in running if process.poll() is not None]:
-                why, code = _last_line(running.pop(process)), process.returncode
+                why, code = _last_line(running.pop(process)[0]), process.returncode
                 if code in STOPPED:
                     stopped.append(STOPPED[code])
                 elif code == 2 and not (quiet or received):
@@ -102,6 +109,13 @@ def call_all(commands: Iterable[list[str]], at_once: int = 1, quiet: bool = Fals
             signal.signal(signum, handler)
     if received or stopped:
         raise cli.Interrupted([*received, *stopped][0], f"{name} was stopped")
+
+
+def gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls the GPUs that this process may use."""
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    return named.split(",")[:count]
 
 
 def _start(command: list[str], environment: dict[str, str], complaints) -> subprocess.Popen:

@@ -30,6 +30,8 @@ CONFIG_NAMES = {
     "pad_token_id": "pad_token_id",
     "initializer_range": "initializer_range",
 }
+FRACTIONS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "layer_norm_eps",
+             "initializer_range")  # fmt: skip
 FIXED = {  # what our BERT is by construction; a checkpoint that says otherwise is another model
     "model_type": "bert",
     "hidden_act": "gelu",
@@ -144,6 +146,17 @@ def config_fields(raw: dict) -> dict:
     for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
         if key not in raw:
             raise UserError(f"config.json has no {key}: it is no BERT config")
+    for key in (name for name in CONFIG_NAMES.values() if name in raw):
+        value, wanted = raw[key], "a whole number above 0"
+        right = isinstance(value, int) and value > 0
+        if key in FRACTIONS:
+            wanted = "a number from 0 to 1"
+            right = isinstance(value, int | float) and 0 <= value < 1
+        elif key == "pad_token_id":
+            wanted = "null or the number of a token"
+            right = value is None or (isinstance(value, int) and 0 <= value < raw["vocab_size"])
+        if not right:
+            raise UserError(f"config.json: {key} must be {wanted}, not {value!r}")
     return {ours: raw[theirs] for ours, theirs in CONFIG_NAMES.items() if theirs in raw}
 
 

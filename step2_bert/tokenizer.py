@@ -70,6 +70,8 @@ def load_tokenizer(path: str | Path, lowercase: bool | None = None) -> Tokenizer
                 lowercase = json.loads(config.read_text(encoding="utf-8")).get("do_lower_case")
             except (ValueError, AttributeError):
                 raise UserError(f"{config} is damaged: it holds no JSON object") from None
+            if lowercase not in (None, True, False):
+                raise UserError(f"{config}: do_lower_case is {lowercase!r}, not true or false")
         path = file
     if not path.is_file():
         raise UserError(f"{path}: no such tokenizer (a directory, a tokenizer.json or a vocab.txt)")

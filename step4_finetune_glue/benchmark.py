@@ -11,12 +11,13 @@ Speed is worth nothing at a lower score: both are shown.
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
 from typing import Any
 
-from common import cli, runs
+from common import cli, runs, subruns
 from common.cli import UserError
 from common.report import mean_and_sd
 from common.runs import metric
@@ -45,6 +46,7 @@ def main(config: race.Config) -> None:
     if resuming.finished(run, config, free=FREE):
         return
     trainings.begin(run, task, config)
+    classifier.load(classifier.find(config.model), task.n_classes)  # before the others train for it
 
     # Systems take turns, so that a slow minute of the machine falls on all of them
     turns, seeds = run.path / "turns.json", list(range(config.seed, config.seed + config.seeds))
@@ -115,7 +117,11 @@ def _in_own_process(config: race.Config, name: str, seed: int) -> dict[str, Any]
         left_out = ("system", "seed", "resume", "out", "tracker")
         if field.name not in left_out and value is not None:
             flags.append(f"--{field.name.replace('_', '-')}={value}")
-    done = subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True)
+    environment = dict(os.environ)
+    if gpus := subruns.gpus():  # of several the Trainer would take all, and larger batches
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[0]
+    command = [sys.executable, __file__, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         told = re.sub("^error: ", "", (done.stderr.strip() or "killed").splitlines()[-1])
         raise UserError(f"{name}: {told}")

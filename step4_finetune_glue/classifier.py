@@ -86,8 +86,15 @@ def facts(folder: Path, pooling: str, impl: str) -> dict[str, str]:
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
-    """sha256 over the weights of a checkpoint."""
-    files = tuple(sorted(folder.glob("*.safetensors")))
+    """sha256 over all of a checkpoint that decides what is trained: weights, shape, tokenizer."""
+    names = (
+        "*.safetensors",
+        "config.json",
+        "tokenizer*.json",
+        "vocab.txt",
+        "1_Pooling/config.json",
+    )
+    files = tuple(sorted(file for name in names for file in folder.glob(name)))
     return {"fingerprint": data.Source(folder.name, "path", files).fingerprint()}
 
 
@@ -110,7 +117,7 @@ def tokenizer_of(folder: Path, max_seq_len: int) -> Tokenizer:
             "model's own tokenizer.json there"
         )
     # RoBERTa counts positions from pad_token_id + 1 on
-    roberta = "roberta" in raw.get("model_type", "")
+    roberta = "roberta" in str(raw.get("model_type"))
     offset = whole_number(folder, "pad_token_id", 1) + 1 if roberta else 0
     limit = whole_number(folder, "max_position_embeddings", max_seq_len + offset) - offset
     if max_seq_len > limit:
@@ -259,6 +266,9 @@ def _load_hf(folder, n_outputs, pooling, dropout, random, new_head, labels) -> n
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"transformers cannot open {folder} ({reason})") from None
     fresh = _fresh(folder, model, found)
+    if not new_head and any(part in fresh for part in ("classifier", "score")):
+        why = "a weight of its head is not there, or has another shape than config.json asks for"
+        raise UserError(f"{folder}: {why}: --new-head starts the head afresh")
     if new_head:
         for part in getattr(model, "classifier", nn.Module()).modules():
             if isinstance(part, nn.Linear):

@@ -12,6 +12,7 @@ A seed decides the head's first weights, the order of the rows and dropout. What
 after the last epoch, and the mean over seeds: the best epoch or seed on dev is no estimate.
 """
 
+import shutil
 from pathlib import Path
 
 from common import cli, engine, runs, subruns
@@ -69,6 +70,9 @@ def main(config: Config) -> None:
     minutes = subruns.Slice(config.slice_minutes)
     # What the first seed chose by measuring, its precision and --max-minutes' steps, is all seeds'
     done = [folders[seed] for seed in seeds if seed not in todo]
+    if main_process:
+        for folder in done:  # a kill may have come before they were dropped
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     chosen = outcome.chosen(done[0]) if done else {}
     for seed in todo:
         with resuming.tells_how(whole.path, f"stopped at seed {seed}"):

@@ -1,5 +1,6 @@
 """What a seed came to, and what all seeds of a run did."""
 
+import math
 import resource
 from collections.abc import Iterable
 from pathlib import Path
@@ -44,7 +45,7 @@ def of_seed(
         "tokens": state.tokens,
         "steps": state.total_steps,
         "training": {
-            name.removeprefix("train/label_"): value
+            name.removeprefix("train/label_"): value if math.isfinite(value) else None
             for event in trained
             for name, value in event.items()
             if name.startswith("train/")
@@ -80,6 +81,7 @@ def over_seeds(found: list[dict[str, Any]]) -> dict[str, Any]:
         "metrics": {name: metric(values, unit="%") for name, values in each.items()},
         "scores_per_seed": each,
         "collapsed": sum(one["collapsed"] for one in found),
+        "diverged": sum(one.get("diverged", False) for one in found),
         "seconds_per_seed": [one["seconds"] for one in found],
         "precision": found[0]["precision"],
         "last_steps": {  # loss and, as a fraction, accuracy on the rows of training
@@ -100,7 +102,10 @@ def told(found: dict[str, Any]) -> str:
         lines.append(f"  {name:20} {mean_and_sd(value, '6.2f'):14}  seeds: {each}")
     n = len(found["seconds_per_seed"])
     if found["collapsed"]:
-        lines.append(f"  {found['collapsed']} of {n} seeds collapsed: one answer for every row")
+        also = f" ({found['diverged']} diverged)" if found["diverged"] else ""
+        lines.append(
+            f"  {found['collapsed']} of {n} seeds collapsed{also}: one answer for every row"
+        )
     return "\n".join(lines)
 
 

@@ -40,9 +40,10 @@ class Finetuned:
         try:
             values = json_object(file)
             task, seeds = tasks.task(values["dataset"]), values["seeds"]
-            named = isinstance(values["system"], str) and values["model"]["name"]
-            scores = [(score["value"], score["sd"]) for score in values["metrics"].values()]
-            whole = named and scores and seeds and values["seconds"] >= 0
+            texts = values["system"], values["model"]["name"]
+            scores = [(float(one["value"]), one["sd"]) for one in values["metrics"].values()]
+            whole = all(isinstance(text, str) and text for text in texts) and scores and seeds
+            whole = whole and values["seconds"] >= 0 and isinstance(values.get("config", {}), dict)
             if not whole or values["script"] != "finetune":
                 raise ValueError("a field is empty")
         except FileNotFoundError:

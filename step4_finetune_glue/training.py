@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from common import batching, cli, engine, runs
@@ -191,7 +192,8 @@ class Trial:
         minutes: float | None,
         chosen: dict[str, Any] | None = None,
     ) -> engine.State:
-        """Train one seed in `folder`, predict all splits and write them and `outcome.FILE`.
+        """Train one seed in `folder`, predict all splits and write them and `outcome.FILE`. One
+        that diverged is scored as one answer for every row.
 
         `minutes` is what is left of the slice. Where {"precision", "max_steps"} are not `chosen`
         yet, it measures. Raises `cli.Interrupted` as `engine.train` does.
@@ -218,7 +220,7 @@ class Trial:
             runs.say(f"seed {seed}: {classifier.told(model)}")
         order = dict(batch_size=config.batch_size, seed=seed, drop_last=False)
         run = runs.Run.open(config, "", main=main)
-        state = engine.train(
+        trainer = engine.Trainer(
             model,
             config=config,
             run=run,
@@ -231,21 +233,30 @@ class Trial:
             tokenizer=self.checkpoint,
             data_key=self.data_key,
         )
+        diverged, state = "", trainer.state
+        try:
+            trainer.train()
+        except engine.Diverged as error:  # a result like others: it is counted, and others go on
+            diverged = str(error).partition(";")[0]
         accelerator.free_memory()
         logits = {s: prediction.predict(model, rows, accelerator) for s, rows in self.held.items()}
         if not main:
             return state
+        if diverged:  # its weights say nothing, so it says nothing of any row
+            logits = {split: np.zeros_like(found) for split, found in logits.items()}
         labels = {split: rows.labels for split, rows in self.held.items()}
         for split in logits:
             prediction.save(folder, split, logits[split], labels[split])
         facts = outcome.of_seed(self.task, logits, labels, state, run.metrics())
+        facts["diverged"] = bool(diverged)
         facts["parameters"] = sum(p.numel() for p in model.parameters())
         if config.keep_models:
             model.save(folder / "model", self.checkpoint)
         runs.write_json(folder / outcome.FILE, facts)
         shutil.rmtree(folder / "checkpoints")
         told = ", ".join(f"{name} {value:.2f}" for name, value in facts["scores"].items())
-        runs.say(f"seed {seed}: {told}{', collapsed' * facts['collapsed']}")
+        told += f"; {diverged}" if diverged else ", collapsed" * facts["collapsed"]
+        runs.say(f"seed {seed}: {told}")
         return state
 
     def optimizers(self, model) -> list:

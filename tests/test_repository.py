@@ -106,7 +106,7 @@ def code_lines(path):
 
 
 def test_common_stays_thin():
-    assert sum(map(code_lines, modules("common"))) < 1725
+    assert sum(map(code_lines, modules("common"))) < 1750
 
 
 def requirements():

@@ -327,6 +327,31 @@ def poison(monkeypatch, after, change):
     monkeypatch.setattr(toy, "losses", poisoned)
 
 
+def test_a_second_training_ends_the_tracker_of_the_first(tmp_path, monkeypatch):
+    told = []
+
+    class Tracker:
+        def __init__(self, name):
+            self.name = name
+
+        def log(self, values, step):
+            told.append((self.name, step))
+
+        def finish(self):
+            told.append((self.name, "finished"))
+
+    made = toy.engine.accelerator(toy.Config())
+    monkeypatch.setattr(toy.engine, "accelerator", lambda config: made)
+    monkeypatch.setattr(
+        made, "init_trackers", lambda name, settings: made.trackers.append(Tracker(name))
+    )
+    monkeypatch.setattr(made, "log", lambda v, step: [t.log(v, step) for t in made.trackers])
+    for name in ("a", "b"):
+        run(tmp_path / name, tracker="tensorboard", max_steps=1)
+    names = [name for name, _ in told]
+    assert ("a", "finished") in told and names == sorted(names)
+
+
 def test_a_loss_of_nan_stops_and_the_last_checkpoint_is_good(tmp_path, monkeypatch):
     poison(monkeypatch, 5, lambda loss, model: loss * float("nan"))
     with pytest.raises(UserError, match=r"diverged at step 6 \(loss nan.*is .*step-00000005;"):

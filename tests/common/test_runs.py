@@ -129,7 +129,7 @@ def test_writing_replaces_a_file_and_leaves_nothing_beside(tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_leaves_the_old_file(tmp_path):
     runs.write_text(tmp_path / "x.json", "old")
-    (tmp_path / ".x.json.new").symlink_to("/dev/full")
+    (tmp_path / f".x.json.{os.getpid()}.new").symlink_to("/dev/full")
     with pytest.raises(OSError) as error:
         runs.write_text(tmp_path / "x.json", "new")
     assert error.value.errno == errno.ENOSPC

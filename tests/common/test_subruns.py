@@ -73,6 +73,30 @@ def test_two_at_a_time_share_the_cores(command, tmp_path, monkeypatch):
     assert most <= 2
 
 
+def test_several_at_a_time_take_a_gpu_each(tmp_path, monkeypatch):
+    """And that on which the fewest run, among those that this process may use."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, pathlib, sys, time\n"
+        "pathlib.Path(sys.argv[1]).write_text(os.environ['CUDA_VISIBLE_DEVICES'])\n"
+        "time.sleep(float(sys.argv[2]))\n"
+    )
+    monkeypatch.setattr(subruns.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
+
+    def commands():
+        yield subruns.command_of(script, tmp_path / "a", 0)
+        yield subruns.command_of(script, tmp_path / "b", 3)
+        assert appears(tmp_path / "b")
+        for name in "cd":
+            yield subruns.command_of(script, tmp_path / name, 0)
+
+    subruns.call_all(commands(), at_once=2)
+    assert [(tmp_path / name).read_text() for name in "abcd"] == ["5", "3", "5", "5"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert subruns.gpus() == ["0", "1"]
+
+
 def test_a_single_one_has_them_all(command, tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     subruns.call_all([command("one.txt", "end")])

@@ -1,11 +1,14 @@
 import dataclasses
 import gc
 import json
+import subprocess
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from common import cli
+from common.cli import UserError
 from step2_bert.tokenizer import load_tokenizer
 from step4_finetune_glue import benchmark, race, tasks
 from step4_finetune_glue.encoding import Encoded
@@ -45,6 +48,36 @@ def test_systems_take_turns_and_are_scored_alike(tmp_path, capfd, monkeypatch):
     precision = small.result(tmp_path / "race")["precision"]
     assert precision["trainer"] == "fp32" and precision["ours"] == precision["trainer-tuned"]
     assert (tmp_path / "race" / "curves.png").exists()
+
+
+def test_a_system_gets_all_settings_a_process_and_one_gpu(monkeypatch, capfd):
+    config = race.Config(task="RTE", model="notes/zoo/bert-tiny", epochs=2, learning_rate=1e-4,
+                         precision="fp32", train_limit=32, out="here", resume=True)  # fmt: skip
+    asked = {}
+
+    def process(command, env, **how):
+        asked.update(config=cli.parse(race.Config, benchmark.PRESETS, command[2:]), env=env)
+        told = 'warm-up\n{"seconds_per_epoch": 2.0}\n'
+        return subprocess.CompletedProcess(command, asked.get("code", 0), told, "a\nerror: no x\n")
+
+    monkeypatch.setattr(benchmark.subprocess, "run", process)
+    monkeypatch.setattr(benchmark.subruns, "gpus", lambda: ["4", "6"])
+    assert benchmark._in_own_process(config, "ours", 3) == {"seconds_per_epoch": 2.0}
+    wanted = dataclasses.replace(config, system="ours", seed=3, out="", resume=False)
+    assert asked["config"] == wanted
+    assert asked["env"]["CUDA_VISIBLE_DEVICES"] == "4"
+    asked["code"] = 2
+    with pytest.raises(UserError, match="^trainer-tuned: no x$"):
+        benchmark._in_own_process(config, "trainer-tuned", 3)
+
+
+def test_an_architecture_that_ours_is_not_is_told_before_the_others_train(tmp_path, capfd):
+    data, bert = small.glue(tmp_path / "glue"), small.bert(tmp_path / "bert")
+    raw = json.loads((bert / "config.json").read_text()) | {"model_type": "roberta"}
+    (bert / "config.json").write_text(json.dumps(raw))
+    given = ["--preset", "smoke", "--task", "RTE", "--data", data, "--model", bert]
+    assert small.run("benchmark", *given, "--out", tmp_path / "race") == 2
+    assert "is of type roberta, ours is BERT" in capfd.readouterr().err
 
 
 def test_a_machine_that_only_imitates_bf16_is_not_asked_how_fast(monkeypatch):
@@ -94,7 +127,9 @@ def test_a_stopped_benchmark_takes_no_turn_twice(tmp_path, monkeypatch, capfd):
                 "rows": 4, "collapsed": False, "precision": "fp32"}  # fmt: skip
 
     monkeypatch.setattr(benchmark, "_in_own_process", turn)
-    flags = ["--task", "RTE", "--seeds", 2, "--out", tmp_path / "run"]
+    data, bert = small.glue(tmp_path / "glue"), small.bert(tmp_path / "bert")
+    flags = ["--task", "RTE", "--data", data, "--model", bert, "--seeds", 2]
+    flags += ["--out", tmp_path / "run"]
     assert small.run("benchmark", *flags) == 130
     assert "stopped at seed 1; go on with:\npython" in capfd.readouterr().err
     gc.collect()

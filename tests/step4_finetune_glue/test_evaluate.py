@@ -409,7 +409,9 @@ def test_runs_that_cannot_be_scored(tmp_path, glue, fails):
     predictions.unlink()
     assert "no predictions for dev" in fails("--runs", run)
     values = result(run)
-    for lost in ({"seeds": []}, {"model": {}}, {"system": None}):
+    damaged = ({"config": None}, {"model": {"name": 3}})
+    damaged += ({"metrics": {"accuracy": {"value": "x", "sd": None}}},)
+    for lost in ({"seeds": []}, {"model": {}}, {"system": None}, *damaged):
         (run / "result.json").write_text(json.dumps(values | lost))
         assert "result.json: not written by finetune.py or evaluate.py" in fails("--runs", run)
     (run / "result.json").write_text("{}")

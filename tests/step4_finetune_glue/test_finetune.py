@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from common import cli, engine
 from common.cli import UserError
 from step2_bert.model import BertForSequenceClassification
-from step4_finetune_glue import classifier, metrics, outcome, scoring, tasks
+from step4_finetune_glue import classifier, metrics, outcome, prediction, scoring, tasks
 from tests.step4_finetune_glue import small
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -428,6 +428,84 @@ def test_configurations_that_are_damaged(change, told, flags, bert, tmp_path, fa
     (tmp_path / "bert" / "config.json").write_text(json.dumps(raw))
     given = [*flags, "--task", "RTE", "--model", tmp_path / "bert", "--impl", "hf"]
     assert told in fails(*given)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            {"num_attention_heads": "2"},
+            "num_attention_heads must be a whole number above 0, not '2'",
+        ),
+        ({"num_attention_heads": 0}, "num_attention_heads must be a whole number above 0, not 0"),
+        ({"type_vocab_size": None}, "type_vocab_size must be a whole number above 0, not None"),
+        ({"initializer_range": -1}, "initializer_range must be a number from 0 to 1, not -1"),
+        ({"layer_norm_eps": "x"}, "layer_norm_eps must be a number from 0 to 1, not 'x'"),
+        ({"pad_token_id": 5000}, "pad_token_id must be null or the number of a token, not 5000"),
+        ({"model_type": None}, "type None, ours is BERT"),
+    ],
+)
+def test_configurations_that_are_no_bert(change, told, flags, bert, tmp_path, fails):
+    shutil.copytree(bert, tmp_path / "bert")
+    raw = classifier.read_config(bert) | change
+    (tmp_path / "bert" / "config.json").write_text(json.dumps(raw))
+    assert told in fails(*flags, "--task", "RTE", "--model", tmp_path / "bert")
+
+
+@pytest.mark.parametrize("impl", ["scratch", "hf"])
+def test_a_head_that_lacks_a_weight_is_not_replaced_unasked(impl, flags, bert, tmp_path, fails):
+    folder = tmp_path / "rte"
+    classifier.load(bert, 2).save(folder, bert)
+    weights = load_file(folder / "model.safetensors")
+    given = [*flags, "--task", "RTE", "--model", folder, "--impl", impl]
+    for change in ({"classifier.weight": torch.zeros(2, 8)}, {"classifier.bias": None}):
+        kept = {name: value for name, value in (weights | change).items() if value is not None}
+        save_file(kept, folder / "model.safetensors")
+        assert "classifier" in fails(*given) if impl == "scratch" else "--new-head" in fails(*given)
+
+
+def test_a_run_goes_on_with_the_tokenizer_that_it_began_with(flags, bert, tmp_path, fails):
+    shutil.copytree(bert, tmp_path / "bert")
+    given = [*flags, *TRAIN, "--task", "RTE", "--max-steps", 1, "--model", tmp_path / "bert"]
+    assert small.run("finetune", *given) == 0
+    file = tmp_path / "bert" / "tokenizer.json"
+    file.write_text(file.read_text() + "\n")
+    line = fails(*given, "--seeds", 2, "--resume")
+    assert "another checkpoint" in line
+
+
+def test_a_seed_that_diverges_is_counted_and_others_go_on(flags, tmp_path, monkeypatch, capfd):
+    real, models = prediction.losses, []
+
+    def poisoned(model, batch):
+        models.append(model)
+        parts = real(model, batch)
+        if model is models[0]:
+            parts["label_loss"] = parts["label_loss"] * float("nan")
+        return parts
+
+    monkeypatch.setattr(prediction, "losses", poisoned)
+    given = [*flags, *TRAIN, "--max-steps", 1, "--task", "RTE", "--seeds", 2]
+    assert small.run("finetune", *given) == 0
+    result = small.result(tmp_path / "run")
+    assert result["diverged"] == 1 <= result["collapsed"]
+    logits = [predictions(tmp_path / "run", seed=seed)["logits"] for seed in (0, 1)]
+    assert (logits[0] == 0).all() and (logits[1] != 0).all()
+    out = capfd.readouterr().out
+    assert "training diverged at step 1 (loss nan" in out and "seeds collapsed (1 diverged)" in out
+    assert "NaN" not in (tmp_path / "run" / "result.json").read_text()
+
+
+def test_a_home_that_is_nobodys(bert, tmp_path, fails):
+    line = fails("--task", "RTE", "--data", "~nobody-here/glue", "--out", tmp_path / "run")
+    assert "~nobody-here/glue: no such folder" in line
+
+
+def test_a_tokenizer_that_is_neither_cased_nor_uncased(flags, bert, tmp_path, fails):
+    shutil.copytree(bert, tmp_path / "bert")
+    (tmp_path / "bert" / "tokenizer_config.json").write_text('{"do_lower_case": "x"}')
+    line = fails(*flags, "--task", "RTE", "--model", tmp_path / "bert")
+    assert "do_lower_case is 'x', not true or false" in line
 
 
 @pytest.mark.parametrize("content", ['{"do_lower_case": tr', "[1]"])
