@@ -306,7 +306,7 @@ class Trainer:
                     risen = loss > state.first_loss + 2
                     state.bad_windows = state.bad_windows + 1 if risen else 0
                     if not math.isfinite(loss + norm) or state.bad_windows >= 3:
-                        self._diverged(loss)
+                        self._diverged()
                     self.sums, state.counts = Counter(), Counter()
                     tokens_at_log, time_at_log = state.tokens, now
 
@@ -455,6 +455,8 @@ class Trainer:
         return {n: v / max(1, counts[_target(n)]) for n, v in zip(names, totals, strict=True)}
 
     def _evaluate(self) -> None:
+        if not math.isfinite(float(self.grad_norm)):
+            self._diverged()
         self.model.eval()
         with torch.no_grad(), self._autocast():
             means = self.evaluate(self.plain)
@@ -484,7 +486,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             say(text)
 
-    def _diverged(self, loss: float) -> None:
+    def _diverged(self) -> None:
+        loss = _loss(self._means()) if self.sums else math.nan
         raise Diverged(
             f"training diverged at step {self.state.step} (loss {loss:.3g}, gradient norm "
             f"{float(self.grad_norm):.3g}); the last good checkpoint is "
@@ -500,7 +503,7 @@ class Trainer:
         if state.step == self.saved_step:
             return path
         if state.step and not math.isfinite(float(self.grad_norm)):
-            self._diverged(_loss(self._means()))
+            self._diverged()
         from accelerate.utils import gather_object
 
         state.sums = gather_object([{name: float(value) for name, value in self.sums.items()}])

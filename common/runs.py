@@ -62,7 +62,8 @@ class Run:
             one = " (what compares runs is one process: start it with python)"
             raise UserError(told + one * ("WORLD_SIZE" in os.environ)) from None
         written = self.path / "config.json"
-        begun = {entry.name for entry in self.path.iterdir()} - {".lock", "config.json"}
+        begun = {entry.name for entry in self.path.iterdir() if entry.suffix != ".new"}
+        begun -= {".lock", "config.json"}
         if written.exists() and begun and not config.resume:
             raise UserError(
                 f"{self.path} already holds a run; continue it with --resume, "

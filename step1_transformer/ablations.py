@@ -57,7 +57,7 @@ class Config(cli.RunConfig):
     seeds: int = 3
     """Trainings of each variant."""
     parallel: int = 1
-    """Trainings at a time; they share the cores."""
+    """Trainings at a time; they share the cores and the GPUs."""
     slice_minutes: float | None = None
     """Stop with checkpoints and exit code 75 after this many minutes; --resume goes on."""
 

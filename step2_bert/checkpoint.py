@@ -150,7 +150,7 @@ def config_fields(raw: dict) -> dict:
         value, wanted = raw[key], "a whole number above 0"
         right = isinstance(value, int) and value > 0
         if key in FRACTIONS:
-            wanted = "a number from 0 to 1"
+            wanted = "a number of at least 0 and below 1"
             right = isinstance(value, int | float) and 0 <= value < 1
         elif key == "pad_token_id":
             wanted = "null or the number of a token"

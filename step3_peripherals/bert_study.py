@@ -45,6 +45,7 @@ class StudyConfig(engine.TrainConfig):
     def __post_init__(self):
         super().__post_init__()
         cli.check(self, "epochs", "above 0", lambda value: value > 0)
+        cli.check(self, "tuning_rate", "0 or more", lambda value: value >= 0)
 
 
 class Study:

@@ -47,7 +47,7 @@ class Config(cli.RunConfig):
     """Tokens in a row of training."""
     score_lengths: tuple[int, ...] = (128, 256, 512, 1024)
     """Tokens in a row of scoring, max_seq_len among them."""
-    max_steps: int = 400
+    max_steps: int = 300
     """Optimizer steps of each training."""
     batch_size: int = 16
     """Rows in an optimizer step."""
@@ -60,7 +60,7 @@ class Config(cli.RunConfig):
     seeds: int = 1
     """Trainings of each scheme."""
     parallel: int = 1
-    """Trainings at a time; they share the cores."""
+    """Trainings at a time; they share the cores and the GPUs."""
     cache: str = "runs/step3_peripherals"
     """Where vocabularies and token streams are kept for the next run."""
     slice_minutes: float | None = None
@@ -71,6 +71,7 @@ class Config(cli.RunConfig):
         for name in ("seeds", "parallel", "max_steps", "slice_minutes"):
             cli.check(self, name, "above 0", lambda value: value > 0)
         cli.check(self, "score_lengths", "above 0", lambda lengths: all(n > 0 for n in lengths))
+        cli.check(self, "schemes", "one name or more", lambda names: len(names) > 0)
         for name in self.schemes:
             if name not in SCHEMES:
                 raise UserError(f"no scheme {name!r}; there are: {', '.join(SCHEMES)}")

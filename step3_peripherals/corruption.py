@@ -84,6 +84,8 @@ def corrupt(
     span in two, and moves with the sentence before it. Raises UserError when T5 runs out of
     sentinels.
     """
+    if not input_ids.size:
+        return Corrupted(*(part.astype(np.int64) for part in (input_ids, lengths) * 2))
     text = _Text(input_ids, lengths, candidates_of(input_ids, lengths, vocabulary), pad_id)
 
     def keys(stream: int) -> np.ndarray:

@@ -55,8 +55,9 @@ class Local(LocalPipelineExecutor):
                 if not isinstance(error, BrokenProcessPool):
                     raise
                 logs = f"{self.logging_dir.path}/logs"
-                told = f"the process of a task was killed (out of memory?), see {logs}"
-                raise UserError(f"{told}; go on with --resume, and with fewer --workers") from None
+                why = error.__cause__ or "killed, as for want of memory: give fewer --workers"
+                told = f"the process of a task broke off ({why}), see {logs}"
+                raise UserError(f"{told}; go on with --resume") from error
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1):
         with contextlib.redirect_stderr(io.StringIO()):

@@ -124,6 +124,8 @@ def choose_spans(
     its span begins, (B, T).
     """
     (rows, width), longest = score.shape, len(probabilities)
+    if not score.size:
+        return candidates, np.zeros(score.shape, np.int64)
     row, steps = np.arange(rows)[:, None], np.arange(longest)
     after_gap = np.pad(~candidates, ((0, 0), (1, 0)), constant_values=True)[:, :-1]
     heads = ~candidates | ~continues | after_gap  # what is no candidate is a word of size 0

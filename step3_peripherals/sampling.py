@@ -122,8 +122,11 @@ class Writing:
     """
 
     def __init__(self, model: Callable, prompts: Prompts, copies: int = 1):
-        """Stand behind the prompts, each copied `copies` times. ValueError for an empty one."""
-        rows = [torch.as_tensor(prompt) for prompt in prompts for _ in range(copies)]
+        """Stand behind the prompts, each copied `copies` times, on the device of the model if it
+        is one of PyTorch's. ValueError for an empty one."""
+        device = next((p.device for p in getattr(model, "parameters", list)()), None)
+        made = dict(dtype=torch.long, device=device)
+        rows = [torch.as_tensor(prompt, **made) for prompt in prompts for _ in range(copies)]
         if not all(len(row) for row in rows):
             raise ValueError("a prompt needs at least one token")
         lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)

@@ -21,6 +21,7 @@ import torch
 
 from common import data, runs
 from common.cli import UserError
+from step1_transformer.resuming import json_object
 from step3_peripherals.language_model import IGNORED
 from step3_peripherals.vocabulary.base import windows
 
@@ -58,11 +59,17 @@ class Stream:
 
     @classmethod
     def open(cls, folder: str | Path) -> "Stream":
-        """Raises UserError when the folder holds no stream."""
+        """Raises UserError when the folder holds no stream, or a damaged one."""
         file = Path(folder) / "manifest.json"
         if not file.exists():
             raise UserError(f"{folder} is no token stream: it has no manifest.json")
-        return cls(Path(folder), json.loads(file.read_text(encoding="utf-8")))
+        try:
+            manifest = json_object(file)
+        except ValueError:
+            manifest = {}
+        if not {"source", "dtype", "vocab_size", "train", "heldout"} <= manifest.keys():
+            raise UserError(f"{file} is damaged: delete the folder, and the text is encoded anew")
+        return cls(Path(folder), manifest)
 
     @property
     def vocab_size(self) -> int:
@@ -162,8 +169,11 @@ def prepare(
         manifest |= {"vocab_size": n_tokens, "separator": separator, **counts}
         runs.write_json(unfinished / "manifest.json", manifest)
         unfinished.chmod(0o755)  # a cache may be shared
-        if not folder.exists():  # another process may have been faster
+        try:
             unfinished.rename(folder)
+        except OSError:
+            if not folder.exists():  # else another process was faster
+                raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return Stream.open(folder)
@@ -250,7 +260,11 @@ def byte_level_bpe(name: str, vocab_size: int, cache: Path, options: StreamOptio
         tokenizer.train_from_iterator(train, trainer)
         file.parent.mkdir(parents=True, exist_ok=True)
         runs.write_text(file, tokenizer.to_str())
-    return Tokenizer.from_file(str(file))
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises no other
+        told = "delete it, and the vocabulary is learned anew"
+        raise UserError(f"{file} is damaged ({error}): {told}") from None
 
 
 def _vocab_size(tokenizer: Any) -> int:

@@ -46,7 +46,8 @@ def main(config: race.Config) -> None:
     if resuming.finished(run, config, free=FREE):
         return
     trainings.begin(run, task, config)
-    classifier.load(classifier.find(config.model), task.n_classes)  # before the others train for it
+    # Whether ours can have it, before the others train for nothing
+    classifier.load(classifier.find(config.model), task.n_classes, labels=task.labels)
 
     # Systems take turns, so that a slow minute of the machine falls on all of them
     turns, seeds = run.path / "turns.json", list(range(config.seed, config.seed + config.seeds))

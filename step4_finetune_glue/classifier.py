@@ -81,7 +81,7 @@ def width(folder: Path) -> int:
 
 
 def facts(folder: Path, pooling: str, impl: str) -> dict[str, str]:
-    """What a run states about its checkpoint: its weights, and what the head reads."""
+    """What a run states about its checkpoint: `fingerprint`, and what the head reads."""
     return fingerprint(folder) | {"pooling": pooling_of(folder, pooling, impl)}
 
 

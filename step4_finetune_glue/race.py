@@ -15,6 +15,7 @@ import torch
 import torch.utils.benchmark
 
 from common import cli, engine, optim
+from common.cli import UserError
 from step4_finetune_glue import classifier, outcome, prediction, tasks, training
 from step4_finetune_glue.encoding import Encoded
 from step4_finetune_glue.heads import HuggingFaceClassifier
@@ -99,6 +100,8 @@ def faster_precision() -> str:
 def _ours(trial: training.Trial, folder: Path) -> dict[str, Any]:
     trial.run(trial.config.seed, folder, engine.accelerator(trial.config), None)
     (facts,) = outcome.read([folder])
+    if facts["diverged"]:  # after a part of the epochs that its seconds would be divided by
+        raise UserError("training diverged: give a lower --learning-rate")
     return {name: facts[name] for name in ("seconds", "scores", "collapsed")}
 
 

@@ -38,7 +38,7 @@ class Config(cli.RunConfig):
     settings: tuple[str, ...] = ()
     """More flags of finetune.py for every training, as in: train-limit=1000 impl=hf."""
     parallel: int = 1
-    """Trainings at a time; they share the cores."""
+    """Trainings at a time; they share the cores and the GPUs."""
     slice_minutes: float | None = None
     """Stop with checkpoints and exit code 75 after this many minutes; --resume goes on."""
 

@@ -237,7 +237,8 @@ class Trial:
         try:
             trainer.train()
         except engine.Diverged as error:  # a result like others: it is counted, and others go on
-            diverged = str(error).partition(";")[0]
+            what, *_, remedy = str(error).split("; ")  # between them, a checkpoint that goes
+            diverged = f"{what}; {remedy}"
         accelerator.free_memory()
         logits = {s: prediction.predict(model, rows, accelerator) for s, rows in self.held.items()}
         if not main:
@@ -250,7 +251,7 @@ class Trial:
         facts = outcome.of_seed(self.task, logits, labels, state, run.metrics())
         facts["diverged"] = bool(diverged)
         facts["parameters"] = sum(p.numel() for p in model.parameters())
-        if config.keep_models:
+        if config.keep_models and not diverged:
             model.save(folder / "model", self.checkpoint)
         runs.write_json(folder / outcome.FILE, facts)
         shutil.rmtree(folder / "checkpoints")

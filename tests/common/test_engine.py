@@ -365,6 +365,18 @@ def test_a_gradient_of_nan_stops_and_the_loss_is_told(tmp_path, monkeypatch):
         run(tmp_path / "run", save_minutes=0)
 
 
+def test_a_gradient_of_nan_is_told_before_it_is_evaluated(tmp_path, monkeypatch):
+    poison(monkeypatch, 5, lambda loss, model: loss * float("nan"))
+
+    def finite(model, *rest):
+        assert torch.isfinite(model.word.weight).all()
+        return {"word_loss": 0.0}
+
+    monkeypatch.setattr(engine, "evaluate", finite)
+    with pytest.raises(engine.Diverged, match=r"diverged at step 6 \(loss nan"):
+        run(tmp_path / "run", log_every=4, eval_every=2)
+
+
 def test_a_loss_that_stays_two_nats_higher_stops(tmp_path, monkeypatch):
     poison(monkeypatch, 5, lambda loss, model: 3 * loss)
     with pytest.raises(UserError, match=r"at step 8 \(loss 6.*is .*step-00000005;"):

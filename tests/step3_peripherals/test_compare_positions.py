@@ -11,7 +11,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from common import report, runs, subruns
+from common import cli, report, runs, subruns
 from step3_peripherals import compare_positions, extrapolation, lm_objective, train_lm
 from step3_peripherals.language_model import LanguageModel
 from step3_peripherals.stream import Stream
@@ -197,6 +197,11 @@ def test_the_papers_numbers_are_the_rows_that_are_curated(tmp_path, monkeypatch)
     file.write_text("\n".join([header, *rows]) + "\n")
     monkeypatch.setattr(report, "REPORTED", file)
     assert extrapolation.reported() == {("alibi", 128): {128: 23.98, 1024: 20.36}}
+
+
+def test_no_scheme_at_all():
+    with pytest.raises(cli.UserError, match="--schemes .* must be one name or more"):
+        compare_positions.Config(schemes=())
 
 
 def test_every_scheme_has_its_colour_whatever_is_compared(tmp_path, monkeypatch):

@@ -229,6 +229,33 @@ def test_too_few_documents(tmp_path):
     assert not [entry for entry in (tmp_path / "cache").iterdir()]
     with pytest.raises(UserError, match="no token stream"):
         stream.Stream.open(tmp_path)
+    for damaged in ("{", "{}", "[1]"):
+        (tmp_path / "manifest.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"manifest\.json is damaged: delete the folder"):
+            stream.Stream.open(tmp_path)
+
+
+def test_a_vocabulary_in_the_cache_that_is_damaged(corpus, tmp_path):
+    options = StreamOptions(heldout_every=10)
+    stream.byte_level_bpe(corpus, 260, tmp_path / "cache", options)
+    (file,) = (tmp_path / "cache").glob("bpe-*.json")
+    file.write_text("{")
+    with pytest.raises(UserError, match=r"bpe-.* is damaged .*: delete it"):
+        stream.byte_level_bpe(corpus, 260, tmp_path / "cache", options)
+
+
+def test_two_processes_make_the_same_stream(corpus, tmp_path, monkeypatch):
+    """The slower one takes what the other has made."""
+    options, write = StreamOptions(heldout_every=10), stream.runs.write_json
+
+    def faster(path, value):
+        monkeypatch.setattr(stream.runs, "write_json", write)
+        stream.prepare(corpus, Bytes(), 256, tmp_path / "cache", options)
+        write(path, value)
+
+    monkeypatch.setattr(stream.runs, "write_json", faster)
+    made = stream.prepare(corpus, Bytes(), 256, tmp_path / "cache", options)
+    assert [made.folder] == list((tmp_path / "cache").iterdir())
 
 
 def test_a_librarys_tokenizer(corpus, tmp_path):

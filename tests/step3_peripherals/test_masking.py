@@ -235,6 +235,17 @@ def test_positions_are_masked_equally_often(scheme):
     assert np.abs(inner - inner.mean()).max() < 5 * (spread * inner.mean()) ** 0.5
 
 
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0), (0, 0)])
+def test_batches_without_a_token(shape):
+    ids, lengths = np.zeros(shape, np.int64), np.zeros(shape[0], np.int64)
+    for scheme in SCHEMES:
+        _, positions, tokens = masked(ids, lengths, Masking(scheme))
+        assert positions.shape == tokens.shape == (0,)
+    for corruption in CORRUPTIONS:
+        made = corrupted(ids, lengths, corruption)
+        assert made.input_ids.shape == shape and made.target_lengths.tolist() == [0] * shape[0]
+
+
 def test_static_masks_stay_and_dynamic_ones_change():
     ids, lengths = rows_of(9, n=20, shortest=40)
     for scheme in SCHEMES:

@@ -196,7 +196,9 @@ def test_the_rest_of_the_batch_changes_nothing(name):
     assert together == [search([prompt], 8, eos_token_id=EOS)[0] for prompt in prompts]
     assert len({len(row) for row in together}) > 1
     assert search([], 8) == []
-    assert search([torch.tensor(prompt) for prompt in prompts], 8, eos_token_id=EOS) == together
+    for dtype in (torch.int64, torch.int32, torch.uint16):
+        tensors = [torch.tensor(prompt, dtype=dtype) for prompt in prompts]
+        assert search(tensors, 8, eos_token_id=EOS) == together
     with pytest.raises(ValueError, match="at least one token"):
         search([[1], []], 8)
 

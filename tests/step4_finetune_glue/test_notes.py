@@ -10,7 +10,7 @@ import pytest
 
 from common.cli import UserError
 from common.report import load_reported
-from step4_finetune_glue import baselines, tasks
+from step4_finetune_glue import baselines, benchmark, finetune, grid, remedies, tasks
 
 NOTES = Path(__file__).resolve().parents[2] / "step4_finetune_glue" / "notes.md"
 TABLE = NOTES.read_text().split("| task | majority | bag of words | |")[1].split("\n\n")[0]
@@ -109,3 +109,30 @@ def test_what_a_head_that_begins_with_the_mean_is_worth(row, name):
     each = ", ".join(f"{score:.1f}" for score in result["scores_per_seed"]["pearson"])
     told = f"| {row} | {each} | {mean['value']:.1f} ± {mean['sd']:.1f} |"
     assert told in NOTES.read_text()
+
+
+def result(name):
+    file = NOTES.parents[1] / "notes" / "results" / f"step4_finetune_glue-{name}.json"
+    return json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("task", finetune.TARGETS)
+def test_the_cpu_preset_reaches_its_target(task):
+    kept = result(f"cpu-preset-{task.lower()}")
+    assert kept["preset"] == "cpu" and kept["model"]["name"] == "minilm"
+    assert next(iter(kept["metrics"].values()))["value"] >= finetune.TARGETS[task]
+    stated = NOTES.read_text().split("Its targets, the mean of MiniLM on dev:")[1].split("\n\n")[0]
+    assert re.search(rf"{task}`?(, [^,]*,)? {finetune.TARGETS[task]:g}\b", stated)
+
+
+def test_the_other_presets_reach_theirs():
+    def value(name):
+        return kept["metrics"][name]["value"]
+
+    kept = result("benchmark-rt")
+    assert value("ours/speed") >= benchmark.GOAL >= 5
+    assert value("ours/score") >= value("trainer/score") - benchmark.SLACK
+    kept = result("grid-tiny-rte")
+    assert value("accuracy, grid max") - value("accuracy, grid mean") >= grid.TARGET
+    gained = result("remedies-cpu")["differences"]["three_epochs"]["f1"]["value"]
+    assert gained >= remedies.TARGET
