@@ -47,7 +47,7 @@ class Config(cli.RunConfig):
     """Tokens in a row of training."""
     score_lengths: tuple[int, ...] = (128, 256, 512, 1024)
     """Tokens in a row of scoring, max_seq_len among them."""
-    max_steps: int = 300
+    max_steps: int = 400
     """Optimizer steps of each training."""
     batch_size: int = 16
     """Rows in an optimizer step."""
@@ -86,7 +86,8 @@ PRESETS = {
         max_documents=50, max_seq_len=32, score_lengths=(32, 64),
         settings=("n-layers=1", "d-model=32"),
     ),
-    "cpu": dict(parallel=2),
+    "cpu": dict(max_steps=250, parallel=2),
+    "full": dict(seeds=3, parallel=2),
     "gpu": dict(
         seeds=3, max_steps=5000, batch_size=128, learning_rate=1e-3, vocab_size=16_384,
         data="wikitext-103", precision="bf16",
