@@ -1,6 +1,6 @@
 """Train short, test long: every position scheme on the same text (Press et al. 2022).
 
-    python step3_peripherals/compare_positions.py --parallel 2
+    python step3_peripherals/compare_positions.py --preset full         longer, three seeds: an hour
     python step3_peripherals/compare_positions.py --schemes alibi rope --seeds 3
     python step3_peripherals/compare_positions.py --data enwiki --max-documents 2000
 

@@ -147,10 +147,11 @@ def plot(
         for side in (axis.xaxis, axis.yaxis):
             side.set_major_formatter(ScalarFormatter())
             side.set_minor_formatter(NullFormatter())
+    ours.yaxis.set_major_locator(MaxNLocator(6))
     ours.axvline(trained, color="grey", linewidth=0.8, linestyle="--")
     ours.set(title="held-out perplexity", xlabel=f"tokens in a row (trained at {trained})")
     multiples.set(
-        title="perplexity, as a multiple of that at the trained length",
+        title="perplexity, times that at the trained length",
         xlabel="multiples of trained length",
     )
     training.set(title="training loss (nats a token)", xlabel="tokens")
@@ -158,7 +159,7 @@ def plot(
     training.xaxis.set_major_formatter(EngFormatter(sep=" "))
     for axis in (ours, multiples, training):
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
-    ours.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4)
+        place = dict(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
+        axis.legend(fontsize=7, **place if axis is not training else {})
     figure.tight_layout()
     figure.savefig(path, dpi=110)
