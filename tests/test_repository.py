@@ -164,6 +164,8 @@ def test_the_readme_shows_what_make_run_printed():
         ),
         ("step4_finetune_glue-benchmark-rt", "MiniLM, fine-tuning, seconds an epoch",
          ["trainer", "trainer-tuned"], "seconds", "speed"),
+        ("step4_finetune_glue-benchmark-rt-fp32", "the same on slower cores, without bf16",
+         ["trainer", "trainer-tuned"], "seconds", "speed"),
     ],
 )  # fmt: skip
 def test_the_readme_tells_how_fast_we_are(name, told, others, measured, ratio):
