@@ -176,7 +176,13 @@ def train(model: nn.Module, **parts: Any) -> State:
 
 
 class Diverged(UserError):
-    """A loss that rose and rose, or is no number."""
+    """A loss that rose and rose, or is no number: `what` happened, and a `remedy`."""
+
+    remedy = "try a lower --learning-rate or a longer --warmup-ratio"
+
+    def __init__(self, what: str, checkpoint: Path | None):
+        super().__init__(f"{what}; the last good checkpoint is {checkpoint}; {self.remedy}")
+        self.what = what
 
 
 @dataclass
@@ -455,8 +461,7 @@ class Trainer:
         return {n: v / max(1, counts[_target(n)]) for n, v in zip(names, totals, strict=True)}
 
     def _evaluate(self) -> None:
-        if not math.isfinite(float(self.grad_norm)):
-            self._diverged()
+        self._check_gradient()
         self.model.eval()
         with torch.no_grad(), self._autocast():
             means = self.evaluate(self.plain)
@@ -488,11 +493,14 @@ class Trainer:
 
     def _diverged(self) -> None:
         loss = _loss(self._means()) if self.sums else math.nan
-        raise Diverged(
-            f"training diverged at step {self.state.step} (loss {loss:.3g}, gradient norm "
-            f"{float(self.grad_norm):.3g}); the last good checkpoint is "
-            f"{self._newest_checkpoint()}; try a lower --learning-rate or a longer --warmup-ratio"
-        )
+        what = f"loss {loss:.3g}, gradient norm {float(self.grad_norm):.3g}"
+        what = f"training diverged at step {self.state.step} ({what})"
+        raise Diverged(what, self._newest_checkpoint())
+
+    def _check_gradient(self) -> None:
+        """Raises `Diverged` after a step whose gradient is no number: so are the weights now."""
+        if self.state.step and not math.isfinite(float(self.grad_norm)):
+            self._diverged()
 
     # -- checkpoints -----------------------------------------------------------------------
 
@@ -502,8 +510,7 @@ class Trainer:
         path = self.run.path / "checkpoints" / f"step-{state.step:08d}"
         if state.step == self.saved_step:
             return path
-        if state.step and not math.isfinite(float(self.grad_norm)):
-            self._diverged()
+        self._check_gradient()
         from accelerate.utils import gather_object
 
         state.sums = gather_object([{name: float(value) for name, value in self.sums.items()}])

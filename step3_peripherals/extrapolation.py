@@ -139,6 +139,7 @@ def plot(
         means = [statistics.mean(step) for step in zip(*losses, strict=True)]
         training.plot(tokens[: len(means)], means, label=name, color=colors[name], linewidth=1)
     for axis in (ours, multiples):
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
         axis.set(xscale="log", yscale="log")
         axis.xaxis.set_major_locator(LogLocator(2, numticks=20))
         axis.yaxis.set_major_locator(
@@ -154,12 +155,11 @@ def plot(
         title="perplexity, times that at the trained length",
         xlabel="multiples of trained length",
     )
+    training.legend(fontsize=7)
     training.set(title="training loss (nats a token)", xlabel="tokens")
     training.xaxis.set_major_locator(MaxNLocator(5))
     training.xaxis.set_major_formatter(EngFormatter(sep=" "))
     for axis in (ours, multiples, training):
         axis.grid(alpha=0.3)
-        place = dict(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
-        axis.legend(fontsize=7, **place if axis is not training else {})
     figure.tight_layout()
     figure.savefig(path, dpi=110)

@@ -47,7 +47,8 @@ def main(config: race.Config) -> None:
         return
     trainings.begin(run, task, config)
     # Whether ours can have it, before the others train for nothing
-    classifier.load(classifier.find(config.model), task.n_classes, labels=task.labels)
+    checkpoint = classifier.find(config.model)
+    classifier.load(checkpoint, task.n_classes, labels=task.labels)
 
     # Systems take turns, so that a slow minute of the machine falls on all of them
     turns, seeds = run.path / "turns.json", list(range(config.seed, config.seed + config.seeds))
@@ -84,7 +85,6 @@ def main(config: race.Config) -> None:
     print()
     _plot(rows, first, f"{task.name}, {config.model}", run)
     total = sum(t["seconds_per_epoch"] * config.epochs for turns in found.values() for t in turns)
-    checkpoint = classifier.find(config.model)
     run.result(
         step="step4_finetune_glue",
         script="benchmark",

@@ -101,7 +101,7 @@ def _ours(trial: training.Trial, folder: Path) -> dict[str, Any]:
     trial.run(trial.config.seed, folder, engine.accelerator(trial.config), None)
     (facts,) = outcome.read([folder])
     if facts["diverged"]:  # after a part of the epochs that its seconds would be divided by
-        raise UserError("training diverged: give a lower --learning-rate")
+        raise UserError(f"training diverged; {engine.Diverged.remedy}")
     return {name: facts[name] for name in ("seconds", "scores", "collapsed")}
 
 

@@ -232,10 +232,8 @@ def locate(task: Task, split: str, data: str = "glue") -> sources.Source:
     name = f"{data}/{task.name}"
     if task.name == "rt":
         return sources.resolve("rt", split)
-    folder, mirror = (
-        Path(os.path.expanduser(data)),
-        Path(os.environ.get("GYM_DATA") or "/nowhere") / data,
-    )
+    folder = Path(os.path.expanduser(data))
+    mirror = Path(os.environ.get("GYM_DATA") or "/nowhere") / data
     for kind, root in (("path", folder), ("mirror", mirror)):
         if root.is_dir():
             return sources.Source(name, kind, _files(task, split, root), split)

@@ -237,8 +237,7 @@ class Trial:
         try:
             trainer.train()
         except engine.Diverged as error:  # a result like others: it is counted, and others go on
-            what, *_, remedy = str(error).split("; ")  # between them, a checkpoint that goes
-            diverged = f"{what}; {remedy}"
+            diverged = f"{error.what}; {error.remedy}"
         accelerator.free_memory()
         logits = {s: prediction.predict(model, rows, accelerator) for s, rows in self.held.items()}
         if not main:

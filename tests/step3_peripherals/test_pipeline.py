@@ -35,15 +35,20 @@ def stages(source, out, **options):
     return blocks.stages(blocks.units_of(data.resolve(str(source))), out, **usual | options)
 
 
+def chained(stage, rank=0):
+    """What a task of a stage gives, its blocks one behind the other."""
+    flow = None
+    for block in stage.blocks:
+        flow = block.run(flow, rank, stage.tasks)
+    return flow
+
+
 def in_process(found):
     """Run the stages without an executor, and return the sums of what each block counted."""
     counts = {}
     for stage in found:
         for rank in range(stage.tasks):
-            flow = None
-            for block in stage.blocks:
-                flow = block.run(flow, rank, stage.tasks)
-            assert sum(1 for _ in flow) >= 0
+            assert sum(1 for _ in chained(stage, rank)) >= 0
         for block in stage.blocks:
             stats = {name: stat.total for name, stat in block.stats.stats.items()}
             counts[f"{stage.name}/{block.name}"] = Counter(stats)
@@ -294,9 +299,7 @@ def test_memory_is_constant(tmp_path):
                 text = " ".join(f"The {' '.join(rng.choices(words, k=9))}." for _ in range(40))
                 file.write(json.dumps({"text": text}) + "\n")
         for stage in stages(source, out, plant=0.5, tasks=1):
-            flow = None
-            for block in stage.blocks:
-                flow = block.run(flow, 0, 1)
+            flow = chained(stage)
             tracemalloc.start()
             assert sum(1 for _ in flow) >= 0
             peaks[stage.name, n] = tracemalloc.get_traced_memory()[1]

@@ -18,6 +18,11 @@ ROW = re.compile(r"^\| ([\w-]+?)(-m)?(?: \(pool\))?(?:, .*?)? \| (.+?) \| (.+?) 
 ROWS = {found[1]: (found[3], found[4]) for found in ROW.finditer(TABLE)}
 
 
+def result(name):
+    file = NOTES.parents[1] / "notes" / "results" / f"step4_finetune_glue-{name}.json"
+    return json.loads(file.read_text())
+
+
 @pytest.fixture(scope="module")
 def read():
     """Rows of a task's split, each file of which is read once."""
@@ -103,17 +108,11 @@ def test_how_far_ours_fall_short(size):
     ("row", "name"), [("centred", "tiny-sts-b"), ("not centred", "sts-b-not-centred")]
 )
 def test_what_a_head_that_begins_with_the_mean_is_worth(row, name):
-    kept = NOTES.parents[1] / "notes" / "results" / f"step4_finetune_glue-{name}.json"
-    result = json.loads(kept.read_text())
-    mean = result["metrics"]["pearson"]
-    each = ", ".join(f"{score:.1f}" for score in result["scores_per_seed"]["pearson"])
+    kept = result(name)
+    mean = kept["metrics"]["pearson"]
+    each = ", ".join(f"{score:.1f}" for score in kept["scores_per_seed"]["pearson"])
     told = f"| {row} | {each} | {mean['value']:.1f} ± {mean['sd']:.1f} |"
     assert told in NOTES.read_text()
-
-
-def result(name):
-    file = NOTES.parents[1] / "notes" / "results" / f"step4_finetune_glue-{name}.json"
-    return json.loads(file.read_text())
 
 
 @pytest.mark.parametrize("task", finetune.TARGETS)
